@@ -1,0 +1,174 @@
+"""The Faust application: settings → app with its topics, agents, table and page. `faust -A skalds_streams worker` runs it.
+
+Faust gives the consumer group, the agents, the table's place in the rebalance, the web server and the worker's life; what is decided and written is in `coordinator`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import faust
+import structlog
+from faust.web.drivers import aiohttp as web_driver
+
+from skalds_streams.agents import assign, cancel, report, update_attachment
+from skalds_streams.errors import ConfigError, SkaldsError
+from skalds_streams.logging import configure_logging, quiet_libraries
+from skalds_streams.runtime import Runtime
+from skalds_streams.settings import Settings
+from skalds_streams.tables.ownership import NAME, OwnershipTable
+from skalds_streams.web.guard import guard
+from skalds_streams.web.routes import setup
+
+log = structlog.get_logger(__name__)
+
+EXIT_REFUSED = 1
+
+
+class Web(web_driver.Web):  # type: ignore[misc]  # faust has no types
+    """Faust's web server without its own pages: `/` is ours, tables and router stay closed."""
+
+    production_blueprints = ()
+    debug_blueprints = ()
+
+
+class SkaldsApp(faust.App):  # type: ignore[misc]  # faust has no types
+    """A Faust app that starts and stops our runtime around its own services."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.skalds = settings
+        self.runtime = Runtime(settings, consumer=lambda: self.consumer, on_fatal=self._fatal)
+        super().__init__(settings.app, **_options(settings))
+        self.table = OwnershipTable(
+            self,
+            name=NAME,
+            partitions=settings.kafka_topic_partitions,
+            key_type=bytes,
+            value_type=bytes,
+            changelog_topic=self._raw_topic(self.runtime.topics.changelog),
+        )
+        self.table.attach(self.runtime.journals)
+        self.tables.add(self.table)
+        topics, offer = self.runtime.topics, self.runtime.journals.offer
+        for module, topic in (
+            (assign, topics.assign),
+            (cancel, topics.cancel),
+            (update_attachment, topics.update),
+            (report, topics.report),
+        ):
+            module.register(self, self._raw_topic(topic), offer)
+
+    def _raw_topic(self, name: str) -> Any:
+        return self.topic(
+            name,
+            key_type=bytes,
+            value_type=bytes,
+            key_serializer="raw",
+            value_serializer="raw",
+            partitions=self.skalds.kafka_topic_partitions,
+            internal=False,
+            allow_empty=True,
+        )
+
+    async def on_first_start(self) -> None:
+        quiet_libraries()
+        try:
+            _make_data_dir(self.skalds)
+            await super().on_first_start()
+            await self.runtime.start()
+        except SkaldsError as error:
+            self._refuse(error)
+        if self.runtime.identity is not None:
+            self.conf.consumer_group_instance_id = self.runtime.identity.skald_id
+
+    async def on_stop(self) -> None:
+        await self.runtime.leave()
+        _send_leave_group(self._consumer)
+        await super().on_stop()
+        await self.runtime.close()
+
+    def _new_web(self) -> Any:
+        return Web(self)
+
+    def on_webserver_init(self, web: Any) -> None:
+        setup(web.web_app, self.runtime.web_context())
+
+    def _fatal(self, error: BaseException) -> None:
+        """End the process because a part of it can't go on."""
+        self.loop.create_task(self.crash(error))
+
+    def _refuse(self, error: SkaldsError) -> None:
+        """A clear sentence instead of a traceback, and exit code 1: nothing has been started that needs an orderly stop."""
+        print(f"skalds_streams: {error}", file=sys.__stderr__, flush=True)
+        os._exit(EXIT_REFUSED)
+
+
+def _make_data_dir(settings: Settings) -> None:
+    try:
+        (settings.data_dir / "faust").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"SKALDS_DATA_DIR={settings.data_dir} can't be used: {error}") from None
+
+
+def _options(settings: Settings) -> Mapping[str, Any]:
+    return {
+        "broker": f"kafka://{settings.bootstrap}",
+        "broker_credentials": _credentials(settings),
+        "version": 1,
+        "autodiscover": False,
+        "datadir": settings.data_dir / "faust",
+        "store": "memory://",
+        "topic_partitions": settings.kafka_topic_partitions,
+        "topic_replication_factor": 1,
+        "topic_allow_declare": False,
+        "topic_disable_leader": True,
+        "table_standby_replicas": 0,
+        "consumer_auto_offset_reset": "earliest",
+        "broker_session_timeout": 10.0,
+        "broker_heartbeat_interval": 1.0,
+        "broker_commit_interval": 1.0,
+        "processing_guarantee": "at_least_once",
+        "web_bind": settings.web_bind,
+        "web_port": settings.web_port,
+        "web_tables_enabled": False,
+        "web_router_enabled": False,
+        "web_application_options": {"middlewares": [guard(settings)]},
+        "recovery_consistency_check": False,
+    }
+
+
+def _credentials(settings: Settings) -> Any:
+    if not settings.kafka_username:
+        return None
+    import ssl
+
+    tls = "confluent.cloud" in settings.kafka_host
+    return faust.SASLCredentials(
+        username=settings.kafka_username,
+        password=settings.kafka_password.get_secret_value(),
+        mechanism="PLAIN",
+        ssl_context=ssl.create_default_context() if tls else None,
+    )
+
+
+def _send_leave_group(consumer: Any) -> None:
+    """With an instance id aiokafka keeps silent when it stops, and its partitions stand still for a session timeout. Leaving for good, we say so."""
+    coordinator = getattr(getattr(getattr(consumer, "_thread", None), "_consumer", None), "_coordinator", None)
+    if coordinator is not None:
+        coordinator._group_instance_id = None
+
+
+@cache
+def get_app() -> SkaldsApp:
+    """The application of this process, made on first use. Wrong settings end the process with one clear message."""
+    try:
+        settings = Settings.load()
+    except ConfigError as error:
+        print(f"skalds_streams: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    configure_logging(settings.log_level)
+    return SkaldsApp(settings)

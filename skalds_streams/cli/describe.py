@@ -1,0 +1,211 @@
+"""`skalds-streams describe`: one task in words: what is wanted, who holds it, parameters, errors, last changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from skalds_streams.cli.kafka import Cluster, Table, connect, last_history, read_table
+from skalds_streams.cli.options import Options, command_options, run
+from skalds_streams.cli.output import (
+    BAD,
+    QUIET,
+    STATUS_STYLES,
+    err,
+    harmless,
+    now_ms,
+    one_line,
+    out,
+    print_json,
+    status_text,
+    text,
+    value_words,
+    when,
+)
+from skalds_streams.cli.rows import (
+    age_words,
+    applied_words,
+    full_doc,
+    holder_state,
+    masked_doc,
+    status_suffix,
+    tries_words,
+)
+from skalds_streams.core.row import Cause, Row
+from skalds_streams.errors import SkaldsError
+from skalds_streams.projections.masking import error_text, text_cleaner
+from skalds_streams.replay.reader import open_reader
+from skalds_streams.replay.recording import Entry
+from skalds_streams.web.words import WANTED, cause_words, situation, waiting_reasons
+
+HISTORY_MOST = 20
+
+
+@click.command()
+@click.argument("task_id", metavar="ID")
+@click.option(
+    "-n",
+    "--history",
+    "most",
+    type=click.IntRange(min=0),
+    default=HISTORY_MOST,
+    show_default=True,
+    metavar="N",
+    help="How many of its last changes to show.",
+)
+@command_options
+def describe(options: Options, /, task_id: str, most: int) -> None:
+    """Everything about one task, and its last changes with their causes. Secrets are masked.
+
+    \b
+    Example:
+      skalds-streams describe cam-1 -n 50
+    """
+    run(_describe(options, task_id, most))
+
+
+async def _describe(options: Options, task_id: str, most: int) -> None:
+    cluster = await connect(options.settings, "changelog", "history", "heartbeat")
+    async with open_reader(cluster.client) as reader:
+        table = await read_table(cluster, reader, task_id)
+        history = await last_history(cluster, reader, task_id, most)
+    row = table.rows.get(task_id)
+    if row is None and not history:
+        raise SkaldsError(
+            f"there is no task {harmless(task_id)!r} at {options.settings.bootstrap}, and no history of it is kept"
+        )
+    if options.json:
+        print_json(as_doc(task_id, table, history, cluster.words, now_ms()))
+        return
+    for problem in table.problems:
+        err().print(text(f"Warning: not understood: {problem}", BAD))
+    _print(out(), cluster, task_id, table, history)
+
+
+def as_doc(task_id: str, table: Table, history: Sequence[Entry], words: frozenset[str], now: int) -> dict[str, Any]:
+    """The JSON object: {"task_id", "task": document or null, "history": […], oldest first}."""
+    row = table.rows.get(task_id)
+    clean = text_cleaner(row or Row(task_id), words)
+    entries = [{"partition": entry.partition, "offset": entry.offset, **clean(entry.to_doc())} for entry in history]
+    return {
+        "task_id": task_id,
+        "task": full_doc(row, table.members, words, now) if row is not None else None,
+        "history": entries,
+    }
+
+
+def _print(console: Console, cluster: Cluster, task_id: str, table: Table, history: Sequence[Entry]) -> None:
+    row, now = table.rows.get(task_id), now_ms()
+    if row is None:
+        console.print(text(f"{task_id} is not in the table any more; this is what is kept of its history", QUIET))
+    else:
+        console.print(
+            text(one_line(task_id), "bold"),
+            status_text(row.status, status_suffix(row)),
+            text(f"for {age_words(row, now)}"),
+        )
+        for name, words in facts(row, table, cluster.words, now):
+            console.print(text(f"  {name:<14}", QUIET) + text(words))
+        _print_parameters(console, row, cluster.words)
+        _print_error(console, row, cluster.words)
+    _print_history(console, history, text_cleaner(row or Row(task_id), cluster.words))
+
+
+def facts(row: Row, table: Table, words: frozenset[str], now: int) -> Iterator[tuple[str, str]]:
+    """(name, words) of everything that there is to say, without parameters, error and history."""
+    clean = text_cleaner(row, words)
+    told = situation(row, clean)
+    yield "class", row.class_name or "not known yet"
+    yield "wanted", WANTED[row.wanted]
+    if told.text:
+        yield "now", one_line(told.text) + (f" at {when(told.at_ms)}" if told.at_ms else "")
+    if row.holder is not None:
+        state = holder_state(row, table.members)
+        yield (
+            "held by",
+            f"{row.holder.skald_id} ({state}), incarnation {row.holder.incarnation}, epoch {row.holder.epoch}",
+        )
+    elif row.last_skald:
+        yield "last held by", f"{row.last_skald}, epoch {row.epoch}"
+    for reason in waiting_reasons(row, clean) if row.is_waiting else ():
+        yield "waits for", reason
+    if row.recipient:
+        yield "recipient", row.recipient
+    if row.requires:
+        yield "requires", ", ".join(f"{key}={value}" for key, value in sorted(row.requires.items()))
+    yield "weight", f"{row.weight}, priority {row.priority}" + _restarts(row)
+    if row.attempt:
+        yield "crashes", tries_words(row, now)
+    for name, at_ms in (
+        ("assigned", row.assign_at_ms),
+        ("cancelled", row.cancel_at_ms),
+        ("ended", row.cancel_applied_at_ms),
+        ("running since", row.running_since_ms),
+    ):
+        if at_ms:
+            yield name, when(at_ms)
+    yield "last change", f"{when(row.updated_at_ms)}, revision {row.revision}: {one_line(cause_words(row.why, clean))}"
+    if row.note:
+        yield "note", one_line(clean(row.note))
+
+
+def _restarts(row: Row) -> str:
+    return f", Failed after {row.max_restarts} restarts" if row.max_restarts is not None else ""
+
+
+def _print_parameters(console: Console, row: Row, words: frozenset[str]) -> None:
+    doc = masked_doc(row, words)
+    applied = f", {applied_words(row)}, applied at {when(row.applied_at_ms)}" if row.attachments_version else ""
+    console.print(text(f"parameters{applied}", "bold"))
+    if isinstance(doc["attachments"], dict) and doc["attachments"]:
+        for name, value in doc["attachments"].items():
+            console.print(text(f"  {one_line(name)}: {value_words(value, 1_000)}"))
+    else:
+        console.print(text("  none", QUIET))
+    if doc["refused"]:
+        error = doc["refused"].get("error")
+        told = error_text(error) if isinstance(error, dict) else str(error)
+        version, at_ms = doc["refused"].get("version"), doc["refused"].get("at_ms", 0)
+        console.print(text(f"  version {version} was refused at {when(at_ms)}: {one_line(told)}", BAD))
+
+
+def _print_error(console: Console, row: Row, words: frozenset[str]) -> None:
+    error = masked_doc(row, words)["error"]
+    if not error:
+        return
+    console.print(text("last error", "bold"))
+    console.print(text(f"  {one_line(error_text(error))}", BAD))
+    for line in error.get("traceback") or ():
+        for part in str(line).rstrip().splitlines():
+            console.print(text(f"    {part}", QUIET))
+
+
+def _print_history(console: Console, history: Sequence[Entry], clean: Any) -> None:
+    console.print(text(f"last {len(history)} changes" if history else "no changes are kept", "bold"))
+    if not history:
+        return
+    table = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style=QUIET)
+    for name in ("  WHEN", "REV", "STATUS", "SKALD", "EPOCH", "WHY", "NOTE"):
+        table.add_column(name, no_wrap=name != "NOTE", overflow="fold")
+    for entry in history:
+        row = entry.row
+        table.add_row(
+            text(f"  {when(row.updated_at_ms)}"),
+            text(row.revision),
+            text(row.status.value, STATUS_STYLES[row.status]),
+            text(one_line(row.holder.skald_id if row.holder else "–")),
+            text(row.epoch),
+            text(why_words(row.why, clean)),
+            text(one_line(clean(row.note) or "")),
+        )
+    console.print(table)
+
+
+def why_words(why: Cause, clean: Any) -> str:
+    """ "Cancel task.cancel/3@17: street closed"."""
+    reason = f": {clean(why.reason)}" if why.reason else ""
+    return one_line(f"{why.kind} {why.topic}/{why.partition}@{why.offset}{reason}")

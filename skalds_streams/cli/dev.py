@@ -1,0 +1,210 @@
+"""`skalds-streams dev`: the whole system on this machine until Ctrl-C. What `make run` calls.
+
+Starts the embedded cluster (or uses KAFKA_HOST, REDIS_HOST), then `faust -A skalds_streams worker` with the example workers, assigns three example
+tasks, says where the page is and what to try. A worker that dies is started again; one that keeps dying ends the command.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+import click
+from rich.console import Console
+from rich.panel import Panel
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+from skalds_streams.cli.dev_worker import DevWorker, WorkerDied, assign_examples
+from skalds_streams.devcluster.cluster import DevCluster
+from skalds_streams.devcluster.cluster import Progress as ClusterProgress
+from skalds_streams.devcluster.ports import free_port
+from skalds_streams.errors import SkaldsError
+
+POLL_S = 0.2
+
+
+class Interrupted(BaseException):
+    """SIGINT or SIGTERM has come. A BaseException, so that nothing on its way swallows it."""
+
+
+@click.command(
+    epilog="Example: skalds-streams dev --port 7000   (Ctrl-C stops everything)\n\nKAFKA_HOST or REDIS_HOST set: that one is used instead of an embedded one."
+)
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path),
+    default=Path(".skalds/dev"),
+    show_default=True,
+    help="Data, logs, ids.",
+)
+@click.option("--port", type=click.IntRange(0, 65535), default=6066, show_default=True, help="Port of the status page.")
+@click.option("--examples/--no-examples", default=True, show_default=True, help="Assign the three example tasks.")
+def dev(data_dir: Path, port: int, examples: bool) -> None:
+    """Run Kafka, Redis, a skald with example workers and a status page on this machine."""
+    console = Console(highlight=False)
+    signal.signal(signal.SIGINT, _interrupt)
+    signal.signal(signal.SIGTERM, _interrupt)
+    restore = _own_the_terminal()
+    try:
+        _run(console, data_dir.resolve(), port, examples)
+    except Interrupted:
+        console.print("Stopped.")
+    except (SkaldsError, WorkerDied) as error:
+        console.print(f"[red]{error}[/red]")
+        sys.exit(1)
+    finally:
+        restore()
+
+
+def _run(console: Console, data_dir: Path, port: int, examples: bool) -> None:
+    data_dir.mkdir(parents=True, exist_ok=True)
+    cluster = DevCluster(
+        data_dir / "cluster", with_kafka=not os.environ.get("KAFKA_HOST"), with_redis=not os.environ.get("REDIS_HOST")
+    )
+    worker: DevWorker | None = None
+    try:
+        with _progress(console) as progress:
+            shown = _Shown(progress)
+            cluster.on_progress = shown
+            cluster.start()
+            shown.phase("Skald")
+            worker = DevWorker(data_dir, _environment(cluster, data_dir, _page_port(console, port)))
+            worker.start()
+            worker.wait_ready()
+            if examples:
+                shown.phase("Example tasks")
+                assign_examples(worker)
+        for service, wanted, got in cluster.moved_ports:
+            console.print(f"[yellow]Port {wanted} is busy: {service} listens on {got}.[/yellow]")
+        console.print(_greeting(worker))
+        while True:
+            worker.watch(console, POLL_S)
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        console.print("Stopping: workers first, then the skald, then the cluster.")
+        if worker is not None:
+            worker.stop()
+        cluster.stop()
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    raise Interrupted
+
+
+def _own_the_terminal() -> "_Restore":
+    """Become the terminal's foreground group, so that Ctrl-C reaches us and not the `make` that waits for our exit code 0."""
+    try:
+        descriptor = os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return _Restore(-1, -1)
+    try:
+        former = os.tcgetpgrp(descriptor)
+        if former != os.getpgrp() or former == os.getpid():
+            raise OSError("not in the foreground, or its leader already")
+        signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+        os.setpgid(0, 0)
+        os.tcsetpgrp(descriptor, os.getpgrp())
+    except OSError:
+        os.close(descriptor)
+        return _Restore(-1, -1)
+    return _Restore(descriptor, former)
+
+
+class _Restore:
+    """Gives the terminal back to the group that had it."""
+
+    def __init__(self, descriptor: int, group: int) -> None:
+        self._descriptor, self._group = descriptor, group
+
+    def __call__(self) -> None:
+        if self._descriptor >= 0:
+            try:
+                os.tcsetpgrp(self._descriptor, self._group)
+            except OSError:
+                return  # the terminal or its former group is gone: nobody to give it to
+            os.close(self._descriptor)
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+    )
+
+
+class _Shown:
+    """One progress line a phase."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._lines: dict[str, TaskID] = {}
+
+    def __call__(self, step: ClusterProgress) -> None:
+        line = self.phase(step.phase)
+        self._progress.update(line, total=step.total or None, completed=step.done)
+
+    def phase(self, name: str) -> TaskID:
+        if name not in self._lines:
+            self._lines[name] = self._progress.add_task(name, total=None)
+        return self._lines[name]
+
+
+def _page_port(console: Console, wanted: int) -> int:
+    got = free_port(wanted)
+    if wanted and got != wanted:
+        console.print(f"[yellow]Port {wanted} is busy: the status page listens on {got}.[/yellow]")
+    return got
+
+
+def _environment(cluster: DevCluster, data_dir: Path, port: int) -> dict[str, str]:
+    ours = {
+        "KAFKA_HOST": cluster.kafka_host if not os.environ.get("KAFKA_HOST") else os.environ["KAFKA_HOST"],
+        "REDIS_HOST": cluster.redis_host if not os.environ.get("REDIS_HOST") else os.environ["REDIS_HOST"],
+        "SKALDS_WEB_PORT": str(port),
+        "SKALDS_DATA_DIR": str(data_dir / "skald"),
+        "PYTHONPATH": os.pathsep.join(filter(None, (os.getcwd(), os.environ.get("PYTHONPATH")))),
+        "PYTHONUNBUFFERED": "1",
+    }
+    if not os.environ.get("KAFKA_HOST"):
+        ours["KAFKA_PORT"] = str(cluster.kafka_port)
+    if not os.environ.get("REDIS_HOST"):
+        ours["REDIS_PORT"] = str(cluster.redis_port)
+    defaults = {"SKALD_ID": "skald-1", "SKALDS_WORKERS": "examples.workers", "KAFKA_REPLICATION_FACTOR": "1"}
+    return {**defaults, **os.environ, **ours}
+
+
+def _greeting(worker: DevWorker) -> Panel:
+    kafka = f"{worker.environment['KAFKA_HOST']}:{worker.environment.get('KAFKA_PORT', '9092')}"
+    program = (
+        "skalds-streams"
+        if shutil.which("skalds-streams")
+        else os.path.relpath(Path(sys.executable).parent / "skalds-streams")
+    )
+    option = "" if kafka in ("localhost:9092", "127.0.0.1:9092") else f" --kafka {kafka}"
+    commands = (
+        "ps",
+        "update camera fps=5",
+        "describe camera",
+        "cancel camera",
+        "assign my-counter --class Counter",
+    )
+    lines = [
+        f"Status page   [bold]{worker.url}[/bold]",
+        f"Kafka         {kafka}",
+        f"Log           {worker.log_path}",
+        "",
+        "Try in another terminal:",
+        *(f"  {program}{option} {command}" for command in commands),
+        "",
+        "Ctrl-C stops everything.",
+    ]
+    return Panel("\n".join(lines), title="skalds_streams", expand=False)

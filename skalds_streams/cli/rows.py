@@ -1,0 +1,93 @@
+"""Rows for a terminal: masked documents and the few words of `ps`. The sentences are those of the status page."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from skalds_streams.cli.output import duration, one_line
+from skalds_streams.core.membership import Members
+from skalds_streams.core.redact import redact
+from skalds_streams.core.row import Row, Wanted
+from skalds_streams.projections.masking import masked_parameters, text_cleaner
+from skalds_streams.web.documents import compact_json, is_crash_looping, since_ms, task_doc
+from skalds_streams.web.words import crashes, update_state
+
+PARAMETERS_MOST = 60
+
+
+def masked_doc(row: Row, words: frozenset[str]) -> dict[str, Any]:
+    """The row's document with its secrets masked, `attachments` included."""
+    clean = text_cleaner(row, words)
+    doc = row.to_doc()
+    doc["attachments"] = masked_parameters(row, words)
+    for name in ("error", "refused"):
+        doc[name] = clean(redact(doc[name], words))
+    for name in ("waiting", "why", "note"):
+        doc[name] = clean(doc[name])
+    return doc
+
+
+def full_doc(row: Row, members: Members, words: frozenset[str], now_ms: int) -> dict[str, Any]:
+    """For `-o json`: the document of the web API, with what the heartbeats say of the holder."""
+    return {**task_doc(row, words, now_ms), "holder_state": holder_state(row, members)}
+
+
+def holder_state(row: Row, members: Members) -> str | None:
+    """What is known of the holder: up, silent, dead, unknown, or what it says of itself; None without a holder."""
+    if row.holder is None:
+        return None
+    if members.is_dead(row.holder.incarnation):
+        return "dead"
+    member = members.get(row.holder.incarnation)
+    if member is None:
+        return "unknown"
+    return "silent" if members.is_silent(member) else member.state
+
+
+def status_suffix(row: Row) -> str:
+    """What is asked of a holder that has not done it yet."""
+    if row.holder is None:
+        return ""
+    if row.wanted is Wanted.CANCEL:
+        return " (cancelling)"
+    if row.wanted is Wanted.PAUSE:
+        return " (pausing)"
+    return {"restart": " (restarting)", "move": " (moving)"}.get(row.release or "", "")
+
+
+def tries_words(row: Row, now_ms: int) -> str:
+    """Crashes and what follows from them: "crash looping (5), next try in 12s"; "" when there were none."""
+    if not row.attempt:
+        return ""
+    words = f"crash looping ({row.attempt})" if is_crash_looping(row, now_ms) else crashes(row.attempt)
+    if row.is_waiting and row.retry_at_ms:
+        words += f", next try in {duration(row.retry_at_ms - now_ms)}"
+    return words
+
+
+def applied_words(row: Row) -> str:
+    """What became of the newest parameters: "v3", "v4 refused, v3 runs", "v4 pending"."""
+    state = update_state(row)
+    if state is None:
+        return ""
+    newest = f"v{row.attachments_version}"
+    if state == "applied":
+        return newest
+    runs = f", v{row.applied_version} runs" if row.applied_version and row.holder is not None else ""
+    return f"{newest} {state}{runs}"
+
+
+def parameters_words(row: Row, words: frozenset[str], most: int = PARAMETERS_MOST) -> str:
+    """The masked parameters on one line: fps=30 url=rtsp://***@camera."""
+    masked = masked_parameters(row, words)
+    if not isinstance(masked, dict):
+        return one_line(compact_json(masked), most)
+    parts = [
+        f"{name}={value if isinstance(value, str) else compact_json(value) or 'null'}" for name, value in masked.items()
+    ]
+    return one_line(" ".join(parts), most)
+
+
+def age_words(row: Row, now_ms: int) -> str:
+    """How long the row has been as it is."""
+    return duration(now_ms - since_ms(row))

@@ -1,0 +1,170 @@
+"""One batch of one partition: records in, a staged transaction out. No I/O, no clock but the `now_ms` it is given.
+
+Rules: a record at or below its topic's position is skipped; each record is all or nothing; what can't be understood becomes a dead letter and nothing
+else is touched; nothing is visible before `Journal` has committed what is staged here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import orjson
+
+from skalds_streams.core import decide as core
+from skalds_streams.core.events import Event
+from skalds_streams.core.invariants import check_step
+from skalds_streams.core.membership import Members
+from skalds_streams.core.placement import Choice, Load, choose
+from skalds_streams.core.row import Row
+from skalds_streams.errors import SkaldsError, WireError
+from skalds_streams.model.codec import Limits, Positions, encode_positions, encode_row, history_doc, parse
+from skalds_streams.model.record import Record
+from skalds_streams.topics import POSITIONS_KEY, Topics
+
+Header = tuple[str, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One record to be written inside the transaction, into the journal's own partition."""
+
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[Header, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Secrecy:
+    """How parameters are masked and digested in history."""
+
+    words: frozenset[str] = frozenset()
+    digest_key: bytes = b""
+
+
+@dataclass(slots=True)
+class Staged:
+    """What one batch wants to write. `rows`: changed rows; `forwards`: (task id, document) to be sent and awaited before the commit."""
+
+    rows: dict[str, Row] = field(default_factory=dict)
+    history: list[tuple[Row, int]] = field(default_factory=list)
+    deadletters: list[Output] = field(default_factory=list)
+    forwards: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    offsets: dict[str, int] = field(default_factory=dict)
+    placed: list[Choice] = field(default_factory=list)
+    skipped: int = 0
+    ignored: int = 0
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.offsets
+
+
+class Stager:
+    """Decides records one after the other on copies. One object a batch."""
+
+    def __init__(
+        self,
+        rows: Mapping[str, Row],
+        positions: Positions,
+        *,
+        topics: Topics,
+        members: Members,
+        load: Load,
+        limits: Limits,
+        now_ms: int,
+    ) -> None:
+        self._rows, self._positions, self._topics = rows, positions, topics
+        self._members, self._load, self._limits = members, load, limits
+        self._context = core.Context(
+            now_ms=now_ms,
+            choose=partial(choose, members=members, load=load),
+            epoch_floor=positions.epoch_floor,
+            revision_floor=positions.revision_floor,
+        )
+        self.staged = Staged()
+
+    def add(self, records: Iterable[Record]) -> Staged:
+        for record in records:
+            self.add_one(record)
+        return self.staged
+
+    def add_one(self, record: Record) -> None:
+        position = self.staged.offsets.get(record.topic, self._positions.offsets.get(record.topic, -1))
+        if record.offset <= position:
+            self.staged.skipped += 1
+            return
+        self.staged.offsets[record.topic] = record.offset
+        try:
+            self._understand(record)
+        except WireError as error:
+            self.staged.deadletters.append(deadletter(record, str(error), self._topics))
+        except SkaldsError as error:
+            reason = f"internal error, please report it: {type(error).__name__}: {error}"
+            self.staged.deadletters.append(deadletter(record, reason, self._topics))
+
+    def _understand(self, record: Record) -> None:
+        parsed = parse(record, self._topics, self._limits)
+        changed: dict[str, Row] = {}
+        history: list[tuple[Row, int]] = []
+        ignored = 0
+        for event in parsed.events:
+            decision = self._decide(event, changed)
+            if decision.row is None:
+                ignored += 1
+                continue
+            changed[event.task_id] = decision.row
+            offset = -1
+            if decision.choice is not None:
+                offset = decision.choice.members_offset
+                self._note(decision.choice, decision.row)
+            history.append((decision.row, offset))
+        self.staged.rows |= changed
+        self.staged.history += history
+        self.staged.forwards += parsed.forwards
+        self.staged.ignored += ignored
+
+    def _decide(self, event: Event, changed: Mapping[str, Row]) -> core.Decision:
+        task_id = event.task_id
+        row = changed.get(task_id) or self.staged.rows.get(task_id) or self._rows.get(task_id)
+        decision = core.decide(row, event, self._context)
+        if decision.row is not None:
+            check_step(row, decision.row)
+        return decision
+
+    def _note(self, choice: Choice, row: Row) -> None:
+        if choice.incarnation is not None:
+            self._load.note(choice.incarnation, choice.members_offset, row.weight)
+        self.staged.placed.append(choice)
+
+
+def deadletter(record: Record, reason: str, topics: Topics) -> Output:
+    """The record as it came, with where it came from and why it is here."""
+    headers = (
+        ("reason", reason.encode()),
+        ("source.topic", record.topic.encode()),
+        ("source.partition", str(record.partition).encode()),
+        ("source.offset", str(record.offset).encode()),
+        ("source.timestamp_ms", str(record.timestamp_ms).encode()),
+        *((f"original.{name}", value) for name, value in record.headers),
+    )
+    return Output(topics.deadletter, record.key, record.value, headers)
+
+
+def outputs(staged: Staged, positions: Positions, topics: Topics, secrecy: Secrecy) -> list[Output]:
+    """Everything that the transaction writes, the positions last."""
+    written = [Output(topics.changelog, task_id.encode(), encode_row(row)) for task_id, row in staged.rows.items()]
+    for row, members_offset in staged.history:
+        doc = history_doc(row, words=secrecy.words, digest_key=secrecy.digest_key, members_offset=members_offset)
+        written.append(Output(topics.history, row.task_id.encode(), orjson.dumps(doc)))
+    written += staged.deadletters
+    written.append(Output(topics.changelog, POSITIONS_KEY, encode_positions(positions)))
+    return written
+
+
+def advanced(positions: Positions, staged: Staged) -> Positions:
+    """The positions once the batch is committed."""
+    return Positions({**positions.offsets, **staged.offsets}, positions.epoch_floor, positions.revision_floor)

@@ -1,0 +1,62 @@
+"""Asks the consumer group whether a partition is ours: a commit with our generation, of what is applied anyway.
+
+The broker favours whoever opened a journal last, not the rightful owner; so before opening again, the group is asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+from aiokafka import TopicPartition
+from aiokafka.errors import (
+    CommitFailedError,
+    IllegalGenerationError,
+    IllegalStateError,
+    RebalanceInProgressError,
+    UnknownMemberIdError,
+)
+from aiokafka.errors import KafkaError as ClientError
+
+from skalds_streams.model.codec import Positions
+
+ASK_AGAIN_S = 0.5
+ASK_TIMEOUT_S = 10.0
+
+log = structlog.get_logger(__name__)
+
+NOT_OURS = (CommitFailedError, IllegalGenerationError, IllegalStateError, UnknownMemberIdError)
+
+
+class GroupQuestion:
+    """`is_ours` for the journals. The consumer is Faust's own, which lives in another thread with a loop of its own."""
+
+    def __init__(self, consumer: Callable[[], Any]) -> None:
+        """consumer: returns Faust's Consumer (its aiokafka driver)."""
+        self._consumer = consumer
+
+    async def is_ours(self, partition: int, positions: Positions) -> bool:
+        """Ask until there is an answer."""
+        offsets = {TopicPartition(topic, partition): offset + 1 for topic, offset in positions.offsets.items()}
+        if not offsets:
+            return partition in {tp.partition for tp in self._consumer().assignment()}
+        while True:
+            try:
+                await asyncio.wait_for(self._commit(offsets), ASK_TIMEOUT_S)
+                return True
+            except NOT_OURS as error:
+                log.info("group.not_ours", partition=partition, error=repr(error))
+                return False
+            except (RebalanceInProgressError, ClientError, TimeoutError, OSError) as error:
+                log.info("group.unknown", partition=partition, error=repr(error))
+                await asyncio.sleep(ASK_AGAIN_S)
+
+    async def _commit(self, offsets: dict[TopicPartition, int]) -> None:
+        thread = self._consumer()._thread
+        await thread.call_thread(_commit_in_thread, thread, offsets)
+
+
+async def _commit_in_thread(thread: Any, offsets: dict[TopicPartition, int]) -> None:
+    await thread._ensure_consumer().commit(offsets)

@@ -1,0 +1,161 @@
+"""The changelog partition of one journal, seen from Kafka: open (which fences whoever had it), read to the end, write one transaction.
+
+Rules: one transactional id a partition, so the broker refuses a predecessor whatever it still has in its buffers; the end offset read after opening is
+stable; a transaction whose outcome is unknown is never retried here, the log is opened again instead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.errors import InvalidProducerEpoch, ProducerFenced
+from aiokafka.errors import KafkaError as ClientError
+
+from skalds_streams.coordinator.batch import Output
+from skalds_streams.core.row import Row
+from skalds_streams.errors import FencedError, JournalError, TopicRecreatedError
+from skalds_streams.model.changelog import ChangelogState
+from skalds_streams.model.codec import Positions
+from skalds_streams.topics import Topics
+
+TRANSACTION_TIMEOUT_MS = 10_000
+"""How long a dead coordinator's open transaction can hide later records from readers."""
+WRITE_TIMEOUT_S = 15.0
+OPEN_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 3.0
+BATCH_BYTES = 256 * 1024
+MAX_REQUEST_BYTES = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """What the log says of a partition. `end_offset`: offset after the last record, markers included."""
+
+    rows: dict[str, Row]
+    positions: Positions
+    end_offset: int
+
+
+class PartitionLog:
+    """One partition's transactional writer and its reader."""
+
+    def __init__(self, partition: int, *, topics: Topics, transactional_id: str, client: Mapping[str, Any]) -> None:
+        """client: keyword arguments for every aiokafka client (bootstrap_servers, security)."""
+        self.partition = partition
+        self._topics, self._transactional_id, self._client = topics, transactional_id, client
+        self._producer: AIOKafkaProducer | None = None
+
+    async def open(self) -> Recovered:
+        """Take over the partition and read it. Raises FencedError, JournalError, aiokafka's errors, TimeoutError."""
+        await self.close()
+        async with asyncio.timeout(OPEN_TIMEOUT_S):
+            await self._start_producer()
+            return await self._read()
+
+    async def close(self) -> None:
+        """Stop the writer. Bounded in time; never raises for a broker that is away."""
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            with suppress(ClientError, TimeoutError, OSError):
+                await asyncio.wait_for(producer.stop(), STOP_TIMEOUT_S)
+
+    async def _start_producer(self) -> None:
+        producer = AIOKafkaProducer(
+            **{**self._client, "request_timeout_ms": int(WRITE_TIMEOUT_S * 1000)},
+            transactional_id=self._transactional_id,
+            transaction_timeout_ms=TRANSACTION_TIMEOUT_MS,
+            max_request_size=MAX_REQUEST_BYTES,
+            max_batch_size=BATCH_BYTES,
+        )
+        self._producer = producer
+        await producer.start()
+        # An empty transaction sends nothing; beginning it waits for InitProducerId, which is what fences the former owner.
+        await producer.begin_transaction()
+        await producer.abort_transaction()
+
+    async def _read(self) -> Recovered:
+        tp = TopicPartition(self._topics.changelog, self.partition)
+        consumer = AIOKafkaConsumer(
+            **self._client, group_id=None, isolation_level="read_committed", enable_auto_commit=False, auto_offset_reset="earliest"
+        )
+        await consumer.start()
+        try:
+            consumer.assign([tp])
+            end = (await consumer.end_offsets([tp]))[tp]
+            await consumer.seek_to_beginning(tp)
+            state = ChangelogState()
+            while await consumer.position(tp) < end:
+                for record in (await consumer.getmany(tp, timeout_ms=500)).get(tp, []):
+                    state.apply(self.partition, record.key, record.value)
+            positions = state.positions.get(self.partition, Positions({}))
+            await self._check_inputs(consumer, positions)
+            return Recovered(state.rows, positions, end)
+        finally:
+            await consumer.stop()
+
+    async def _check_inputs(self, consumer: AIOKafkaConsumer, positions: Positions) -> None:
+        inputs = [TopicPartition(topic, self.partition) for topic in positions.offsets]
+        ends = await consumer.end_offsets(inputs) if inputs else {}
+        for tp, end in ends.items():
+            applied = positions.offsets[tp.topic]
+            if end <= applied:
+                raise TopicRecreatedError(
+                    f"topic {tp.topic}, partition {tp.partition}, ends at offset {end}, but offset {applied} was applied before: the topic was"
+                    " deleted and made anew. Start with another SKALDS_APP, or delete the changelog topic as well, to begin afresh."
+                )
+
+    async def write(self, outputs: Sequence[Output]) -> None:
+        """Write one transaction and wait for its commit. Raises FencedError; any other error means that the outcome is unknown."""
+        producer = self._producer
+        if producer is None:
+            raise JournalError("the log is not open")
+        try:
+            async with asyncio.timeout(WRITE_TIMEOUT_S):
+                await producer.begin_transaction()
+                futures = await self._send(producer, outputs)
+                await _all(futures)
+                await producer.commit_transaction()
+        except (ProducerFenced, InvalidProducerEpoch) as error:
+            raise FencedError(f"partition {self.partition} has another owner") from error
+
+    async def _send(self, producer: AIOKafkaProducer, outputs: Sequence[Output]) -> list[asyncio.Future[Any]]:
+        by_topic: dict[str, list[Output]] = {}
+        for output in outputs:
+            by_topic.setdefault(output.topic, []).append(output)
+        futures = []
+        for topic, items in by_topic.items():
+            for batch in _batches(producer, items):
+                futures.append(await producer.send_batch(batch, topic, partition=self.partition))
+        return futures
+
+
+def _batches(producer: AIOKafkaProducer, outputs: Sequence[Output]) -> list[Any]:
+    batches = []
+    batch = producer.create_batch()
+    for output in outputs:
+        if not _append(batch, output):
+            batches.append(batch)
+            batch = producer.create_batch()
+            if not _append(batch, output):
+                raise JournalError(f"a record of {len(output.value or b'')} bytes fits no batch")
+    batches.append(batch)
+    for item in batches:
+        item.close()
+    return batches
+
+
+def _append(batch: Any, output: Output) -> bool:
+    return batch.append(key=output.key, value=output.value, timestamp=None, headers=list(output.headers)) is not None
+
+
+async def _all(futures: Sequence[asyncio.Future[Any]]) -> None:
+    """Wait for every future before raising the first error, so that none is left unread."""
+    results = await asyncio.gather(*futures, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result

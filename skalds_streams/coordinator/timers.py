@@ -1,0 +1,79 @@
+"""Writes what is due (Lost, Retry) to skald.report: when membership changes, and every second as a net.
+
+The same thing is not written again while its answer may still be on its way; if it got lost, it is written again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import structlog
+from aiokafka.errors import KafkaError as ClientError
+
+from skalds_streams.coordinator.journal import Forwarder
+from skalds_streams.coordinator.journals import Journals
+from skalds_streams.core.due import Due, find_due
+from skalds_streams.core.membership import Members
+
+PERIOD_S = 1.0
+AGAIN_MS = 5_000
+MOST_AT_ONCE = 1_000
+
+log = structlog.get_logger(__name__)
+
+
+class DueTimer:
+    """The loop over this process's rows."""
+
+    def __init__(self, journals: Journals, members: Members, forwarder: Forwarder, now_ms: Callable[[], int]) -> None:
+        self._journals, self._members, self._forwarder, self._now_ms = journals, members, forwarder, now_ms
+        self._said: dict[tuple[str, str, int, int], int] = {}
+        self._wake = asyncio.Event()
+
+    def wake(self) -> None:
+        """Membership has changed: look now."""
+        self._wake.set()
+
+    async def run(self, is_ready: Callable[[], bool]) -> None:
+        """Look for ever. `is_ready`: heartbeats are read to their end, so that nobody is missed."""
+        while True:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), PERIOD_S)
+            self._wake.clear()
+            if not is_ready():
+                continue
+            try:
+                await self._look()
+            except (ClientError, TimeoutError, OSError) as error:
+                log.warning("timers.not_written", error=repr(error))
+
+    async def _look(self) -> None:
+        now_ms = self._now_ms()
+        self._said = {key: at_ms for key, at_ms in self._said.items() if now_ms - at_ms < AGAIN_MS}
+        docs: list[tuple[str, dict[str, Any]]] = []
+        for journal in self._journals:
+            if not journal.opened.is_set():
+                continue
+            for due in find_due(list(journal.rows.values()), self._members, journal.load, now_ms):
+                key = (due.kind, due.task_id, due.epoch, due.attempt)
+                if key not in self._said and len(docs) < MOST_AT_ONCE:
+                    self._said[key] = now_ms
+                    docs.append((due.task_id, _document(due, now_ms)))
+        if docs:
+            await self._forwarder.send_reports(docs)
+
+
+def _document(due: Due, now_ms: int) -> dict[str, Any]:
+    return {
+        "v": 1,
+        "kind": due.kind,
+        "task_id": due.task_id,
+        "epoch": due.epoch,
+        "incarnation": due.incarnation,
+        "attempt": due.attempt,
+        "reason": due.reason,
+        "at_ms": now_ms,
+    }

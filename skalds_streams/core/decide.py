@@ -1,0 +1,285 @@
+"""What one event does to one row. Pure: (row, event, context) → decision. The journal writes the decision, then applies it.
+
+Rules (each has a test, the first five a planted bug):
+- a row with a holder is never given another; the holder leaves only by a report of its own run or by its death;
+- cancel, pause, restart, move and a changed recipient ask the holder to stop, and wait;
+- epoch +1 at every placement, and a new row starts above every epoch ever used in its partition;
+- a report that does not name the row's run changes nothing;
+- inside a topic the offset is the order, between topics the times decide, cancel at a tie;
+- a command that loses changes the row's note ("superseded by …"), so that nothing a user sent vanishes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from skalds_streams.core import events
+from skalds_streams.core.patch import merge_patch
+from skalds_streams.core.placement import Choice
+from skalds_streams.core.restarts import attempts_after_crash, backoff_ms
+from skalds_streams.core.row import Cause, Holder, Release, Row, Status, Wanted
+from skalds_streams.core.transitions import Step, step
+
+NOTHING_CHANGED = "already so: nothing changed"
+"""Note of a row whose cause asked for what was so already: recorded, as every command is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a decision may know beside the row: the batch's time, where a task would go, and what was ever used in the partition."""
+
+    now_ms: int
+    choose: Callable[[Row], Choice]
+    epoch_floor: int = 0
+    revision_floor: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """`row` is the new row, or None when nothing changes; then `ignored` says why. `choice` is set when the task was placed."""
+
+    row: Row | None = None
+    ignored: str | None = None
+    choice: Choice | None = None
+
+
+def decide(row: Row | None, event: events.Event, context: Context) -> Decision:
+    """Decide one event. Raises IllegalTransitionError only for a row that breaks the transition table, never for an odd event."""
+    if isinstance(event, events.Command):
+        known = row or Row(event.task_id, epoch=context.epoch_floor, revision=context.revision_floor)
+        changed: Row | str = _command(known, event, context)
+    elif row is None:
+        return Decision(ignored="unknown task")
+    elif isinstance(event, events.Retry):
+        changed = _retry(row, event, context)
+    else:
+        changed = _report(row, event, context)
+    if isinstance(changed, str):
+        return Decision(ignored=changed)
+    placed, choice = _place(changed, context)
+    if row is not None and placed == row:
+        if not isinstance(event, events.Command):
+            return Decision(ignored="changes nothing")
+        placed = replace(placed, note=NOTHING_CHANGED)
+    return Decision(
+        replace(placed, revision=placed.revision + 1, why=event.cause, updated_at_ms=context.now_ms), choice=choice
+    )
+
+
+# -- commands ------------------------------------------------------------------------------------------------------------------
+
+
+def _command(row: Row, event: events.Command, context: Context) -> Row | str:
+    if event.origin is not None:
+        if event.origin_offset <= row.forwarded.get(event.origin, -1):
+            return "forwarded twice"
+        row = replace(row, forwarded={**row.forwarded, event.origin: event.origin_offset})
+    row = replace(row, note=None)
+    if isinstance(event, events.Assign):
+        return _assign(row, event, context)
+    if isinstance(event, events.Cancel):
+        return _cancel(row, event, context)
+    if isinstance(event, events.Update):
+        return _update(row, event, context)
+    raise TypeError(f"unknown command {type(event).__name__}")
+
+
+def _time_of(cause: Cause, register_ms: int, context: Context) -> int:
+    """The time an event counts with: never ahead of our clock, never before what its topic already applied."""
+    return max(min(cause.at_ms, context.now_ms), register_ms)
+
+
+def _assign(row: Row, event: events.Assign, context: Context) -> Row:
+    at_ms = _time_of(event.cause, row.assign_at_ms, context)
+    row = replace(row, assign_at_ms=at_ms)
+    if at_ms <= row.cancel_at_ms:
+        return replace(row, note=f"superseded by cancel at {row.cancel_at_ms}")
+    described = _described(row, event.spec, at_ms)
+    release = event.release or _needs_release(row, described)
+    if event.then is Wanted.PAUSE:
+        return _pause(described)
+    if row.holder is not None:
+        return replace(described, wanted=Wanted.RUN, release=release or row.release)
+    begun = replace(described, wanted=Wanted.RUN, status=step(row.status, Step.ASSIGN), release=None, retry_at_ms=0)
+    if row.status is not Status.ASSIGNING:
+        begun = replace(begun, attempt=0, error=None, cancel_applied_at_ms=0, refused=None)
+    return begun
+
+
+def _needs_release(row: Row, described: Row) -> Release | None:
+    """Why the present run can't simply go on under the new description."""
+    if row.holder is None:
+        return None
+    if row.wanted is not Wanted.RUN or described.class_name != row.class_name:
+        return Release.RESTART
+    if described.recipient is not None and described.recipient != row.holder.skald_id:
+        return Release.MOVE
+    return None
+
+
+def _described(row: Row, spec: events.TaskSpec, at_ms: int) -> Row:
+    changes: dict[str, Any] = {
+        name: value
+        for name in ("class_name", "recipient", "requires", "weight", "priority", "max_restarts")
+        if (value := getattr(spec, name)) is not None
+    }
+    if spec.attachments is not None and at_ms >= row.update_at_ms:
+        changes |= _parameters(row, dict(spec.attachments), at_ms)
+    return replace(row, **changes)
+
+
+def _parameters(row: Row, attachments: dict[str, Any], at_ms: int) -> dict[str, Any]:
+    if attachments == row.attachments:
+        return {"update_at_ms": at_ms}
+    return {"attachments": attachments, "attachments_version": row.attachments_version + 1, "update_at_ms": at_ms}
+
+
+def _pause(row: Row) -> Row:
+    if row.holder is not None:
+        return replace(row, wanted=Wanted.PAUSE, release=None)
+    return replace(row, wanted=Wanted.PAUSE, status=step(row.status, Step.PAUSE), release=None, waiting=None, retry_at_ms=0)
+
+
+def _cancel(row: Row, event: events.Cancel, context: Context) -> Row:
+    at_ms = _time_of(event.cause, row.cancel_at_ms, context)
+    row = replace(row, cancel_at_ms=at_ms)
+    if at_ms < row.assign_at_ms:
+        return replace(row, note=f"superseded by assign at {row.assign_at_ms}")
+    if row.is_terminal:
+        return replace(row, wanted=Wanted.CANCEL, note=f"already {row.status.value}")
+    if row.holder is not None:
+        return replace(row, wanted=Wanted.CANCEL, release=None)
+    return _cancelled(replace(row, wanted=Wanted.CANCEL), context)
+
+
+def _cancelled(row: Row, context: Context) -> Row:
+    return replace(
+        row,
+        status=step(row.status, Step.CANCEL),
+        cancel_applied_at_ms=context.now_ms,
+        waiting=None,
+        retry_at_ms=0,
+        release=None,
+    )
+
+
+def _update(row: Row, event: events.Update, context: Context) -> Row:
+    at_ms = max(min(event.cause.at_ms, context.now_ms), 0)
+    if event.origin is not None and at_ms < row.update_at_ms:
+        return replace(row, note=f"superseded by update at {row.update_at_ms}")
+    at_ms = max(at_ms, row.update_at_ms)
+    new = merge_patch(row.attachments or {}, event.attachments) if event.merge else event.attachments
+    return replace(row, **_parameters(row, dict(new), at_ms))
+
+
+# -- reports -------------------------------------------------------------------------------------------------------------------
+
+
+def _report(row: Row, event: events.Report, context: Context) -> Row | str:
+    holder = row.holder
+    if holder is None or (holder.epoch, holder.incarnation) != (event.epoch, event.incarnation):
+        return "not of the present run"
+    row = replace(row, note=None)
+    return _ON_REPORT[type(event)](row, event, context)
+
+
+def _running(row: Row, event: events.Running, context: Context) -> Row | str:
+    if row.status is not Status.ASSIGNING:
+        return "runs already"
+    return replace(
+        row,
+        status=step(row.status, Step.RUN),
+        running_since_ms=context.now_ms,
+        applied_version=event.version,
+        applied_at_ms=context.now_ms,
+        refused=None,
+    )
+
+
+def _applied(row: Row, event: events.Applied, context: Context) -> Row | str:
+    if event.version <= row.applied_version:
+        return "applied already"
+    return replace(row, applied_version=event.version, applied_at_ms=context.now_ms, refused=None)
+
+
+def _refused(row: Row, event: events.Refused, context: Context) -> Row | str:
+    if event.version <= row.applied_version:
+        return "of older parameters"
+    return replace(row, refused={"version": event.version, "at_ms": context.now_ms, "error": event.error})
+
+
+def _freed(row: Row) -> Row:
+    held = row.holder.skald_id if row.holder else row.last_skald
+    moved = row.release is Release.MOVE
+    return replace(row, holder=None, release=None, running_since_ms=0, last_skald=None if moved else held)
+
+
+def _settled(row: Row, context: Context) -> Row | None:
+    """The run is over and a cancel or pause was asked: its end is the answer. None when the task is wanted."""
+    if row.wanted is Wanted.CANCEL:
+        return _cancelled(_freed(row), context)
+    if row.wanted is Wanted.PAUSE:
+        return replace(_freed(row), status=step(row.status, Step.PAUSE))
+    return None
+
+
+def _stopped(row: Row, event: events.Stopped, context: Context) -> Row:
+    note = ", ".join(event.steps) or None
+    settled = _settled(row, context) or replace(_freed(row), status=step(row.status, Step.FREE))
+    return replace(settled, note=note)
+
+
+def _lost(row: Row, event: events.Lost, context: Context) -> Row:
+    return _settled(row, context) or replace(_freed(row), status=step(row.status, Step.FREE))
+
+
+def _finished(row: Row, event: events.Finished, context: Context) -> Row:
+    return replace(_freed(row), status=step(row.status, Step.FINISH), error=None, attempt=0)
+
+
+def _failed(row: Row, event: events.Failed, context: Context) -> Row:
+    row = replace(row, error=event.error)
+    settled = _settled(row, context)
+    if settled is not None:
+        return settled
+    if row.release is not None and event.retryable:
+        return replace(_freed(row), status=step(row.status, Step.FREE))
+    attempt = attempts_after_crash(row.attempt, row.running_since_ms, context.now_ms)
+    if not event.retryable or (row.max_restarts is not None and attempt > row.max_restarts):
+        return replace(_freed(row), status=step(row.status, Step.FAIL), attempt=attempt)
+    retry_at_ms = context.now_ms + backoff_ms(row.task_id, attempt)
+    return replace(_freed(row), status=step(row.status, Step.FREE), attempt=attempt, retry_at_ms=retry_at_ms)
+
+
+_ON_REPORT: Mapping[type[events.Report], Callable[..., Row | str]] = {
+    events.Running: _running,
+    events.Applied: _applied,
+    events.Refused: _refused,
+    events.Stopped: _stopped,
+    events.Finished: _finished,
+    events.Failed: _failed,
+    events.Lost: _lost,
+}
+
+
+def _retry(row: Row, event: events.Retry, context: Context) -> Row | str:
+    if not row.is_waiting or (row.epoch, row.attempt) != (event.epoch, event.attempt):
+        return "not waiting for this"
+    return replace(row, retry_at_ms=0, note=None)
+
+
+# -- placement -----------------------------------------------------------------------------------------------------------------
+
+
+def _place(row: Row, context: Context) -> tuple[Row, Choice | None]:
+    """Give a waiting row a holder, or the reasons why nobody can be it. A row in back-off waits for its Retry."""
+    if not row.is_waiting or row.retry_at_ms > 0:
+        return (replace(row, waiting=None) if row.waiting is not None else row), None
+    choice = context.choose(row)
+    if choice.skald_id is None or choice.incarnation is None:
+        return replace(row, waiting=dict(choice.waiting)), None
+    epoch = row.epoch + 1
+    holder = Holder(choice.skald_id, choice.incarnation, epoch)
+    return replace(row, holder=holder, epoch=epoch, waiting=None, last_skald=choice.skald_id), choice

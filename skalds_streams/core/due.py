@@ -1,0 +1,53 @@
+"""What the coordinator itself finds due: runs whose holder is dead, back-offs that are over, tasks that could be placed now.
+
+Looked at on every membership change and every second as a net (level, not edge). The answer is written as a record; that record, not the clock,
+is the cause, and `decide` checks that it still fits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from skalds_streams.core.membership import Members
+from skalds_streams.core.placement import Load, choose
+from skalds_streams.core.row import Row
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """One thing that is due for one row, as it stood when it was looked at."""
+
+    kind: Literal["Lost", "Retry"]
+    task_id: str
+    epoch: int
+    incarnation: str
+    attempt: int
+    reason: str
+
+
+def find_due(rows: Iterable[Row], members: Members, load: Load, now_ms: int) -> Iterator[Due]:
+    """Everything that is due now, at most one thing a row."""
+    for row in rows:
+        if row.holder is not None:
+            if members.is_dead(row.holder.incarnation):
+                reason = f"{row.holder.skald_id}: {members.why_dead(row.holder.incarnation)}"
+                yield Due("Lost", row.task_id, row.holder.epoch, row.holder.incarnation, row.attempt, reason)
+        elif row.is_waiting:
+            due = _retry(row, members, load, now_ms)
+            if due is not None:
+                yield due
+
+
+def _retry(row: Row, members: Members, load: Load, now_ms: int) -> Due | None:
+    if row.retry_at_ms > now_ms:
+        return None
+    if row.retry_at_ms > 0:
+        return Due("Retry", row.task_id, row.epoch, "", row.attempt, "back-off is over")
+    choice = choose(row, members, load)
+    if choice.skald_id is not None:
+        return Due("Retry", row.task_id, row.epoch, "", row.attempt, f"{choice.skald_id} can take it")
+    if dict(choice.waiting) != dict(row.waiting or {}):
+        return Due("Retry", row.task_id, row.epoch, "", row.attempt, "reasons changed")
+    return None

@@ -1,0 +1,121 @@
+"""Who is there: a fold over the heartbeat log. The log is the clock; no time of day enters.
+
+Rules: an incarnation is one life of a skald process under one id. It is dead for good when a later incarnation says `replaces` it (its machine's
+lock proves that its workers are gone) or when it said `leaving`, after its last worker was reaped. One that only falls silent is not
+dead; it is merely not given new tasks. The document arrives whole on change and every 30 s; short beats in between keep what is known.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+from skalds_streams.core.row import Json
+
+BEATS_KEPT = 13
+SILENT_BEATS = 5
+"""Beats of one other skald after which a silent one gets no new tasks (about 10 s)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One incarnation as its heartbeats describe it. Offsets are those of the heartbeat topic."""
+
+    skald_id: str
+    incarnation: str
+    n: int = 0
+    last_offset: int = -1
+    running: int = 0
+    state: str = "up"
+    classes: Mapping[str, str] = field(default_factory=dict)
+    """Class name → digest of its parameters' schema."""
+    not_loadable: tuple[str, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    capacity: int = 0
+    web: str = ""
+    role: str = "both"
+    version: str = ""
+    settings_hash: str = ""
+    cluster: str = ""
+    replaces: str | None = None
+    at_ms: int = 0
+    """Time of the last beat's record: shown to people, never decided upon."""
+
+
+_DOCUMENT = ("classes", "labels", "capacity", "web", "role", "version", "settings_hash", "cluster", "replaces", "state")
+
+
+class Members:
+    """The fold. `apply` is the only way in; everything else reads."""
+
+    def __init__(self) -> None:
+        self._live: dict[str, Member] = {}
+        self._dead: dict[str, str] = {}
+        self._beats: dict[str, deque[int]] = {}
+        self.offset = -1
+        """Offset of the last heartbeat applied."""
+
+    def apply(self, doc: Json, offset: int, at_ms: int = 0) -> bool:
+        """Take one heartbeat. Returns whether who is there, or what somebody can run, has changed."""
+        self.offset = max(self.offset, offset)
+        incarnation, skald_id = doc.get("incarnation"), doc.get("skald_id")
+        if not isinstance(incarnation, str) or not isinstance(skald_id, str) or incarnation in self._dead:
+            return False
+        before = self._live.get(incarnation)
+        member = before or Member(skald_id, incarnation)
+        member = replace(
+            member, n=int(doc.get("n", 0)), last_offset=offset, running=int(doc.get("running", member.running)), at_ms=at_ms
+        )
+        known = {name: doc[name] for name in _DOCUMENT if name in doc}
+        if "not_loadable" in doc:
+            known["not_loadable"] = tuple(doc["not_loadable"])
+        if known:
+            member = replace(member, **known)
+        self._live[incarnation] = member
+        self._beats.setdefault(incarnation, deque(maxlen=BEATS_KEPT)).append(offset)
+        changed = before is None or _described(before) != _described(member)
+        if member.replaces and member.replaces not in self._dead:
+            self._bury(member.replaces, f"replaced by {incarnation}")
+            changed = True
+        if member.state == "leaving":
+            self._bury(incarnation, "left")
+            changed = True
+        return changed
+
+    def _bury(self, incarnation: str, why: str) -> None:
+        self._dead[incarnation] = why
+        self._live.pop(incarnation, None)
+        self._beats.pop(incarnation, None)
+
+    def is_dead(self, incarnation: str) -> bool:
+        """Whether this incarnation can run nothing any more. Final."""
+        return incarnation in self._dead
+
+    def why_dead(self, incarnation: str) -> str | None:
+        return self._dead.get(incarnation)
+
+    def get(self, incarnation: str) -> Member | None:
+        """The member, while it is not dead."""
+        return self._live.get(incarnation)
+
+    def __iter__(self) -> Iterator[Member]:
+        return iter(self._live.values())
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    def beats_missed(self, member: Member) -> int:
+        """Beats that the most talkative other member has appended since this one's last, at most BEATS_KEPT."""
+        most = 0
+        for incarnation, offsets in self._beats.items():
+            if incarnation != member.incarnation:
+                most = max(most, sum(1 for offset in offsets if offset > member.last_offset))
+        return most
+
+    def is_silent(self, member: Member) -> bool:
+        return self.beats_missed(member) >= SILENT_BEATS
+
+
+def _described(member: Member) -> tuple[object, ...]:
+    return (member.state, dict(member.classes), member.not_loadable, dict(member.labels), member.capacity, member.web, member.role)

@@ -1,0 +1,105 @@
+"""Which skald gets a task: a pure function of the row, who is there, and how much each has.
+
+A recipient pins. Otherwise, among those that have the class, the labels and the room: the one that held the task last, then rendezvous hashing
+weighted by free capacity, so that a node that comes or goes moves few tasks. Nobody capable: the reason per skald, for people.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from skalds_streams.core.membership import Member, Members
+from skalds_streams.core.row import Row
+
+TRIES_ON_ONE_SKALD = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Where a task goes, or why it must wait. `members_offset`: heartbeats up to this offset were known."""
+
+    skald_id: str | None = None
+    incarnation: str | None = None
+    waiting: Mapping[str, str] = field(default_factory=dict)
+    members_offset: int = -1
+
+
+class Load:
+    """Placements that heartbeats can't show yet: those made since a member's last beat was seen. One object a partition."""
+
+    def __init__(self) -> None:
+        self._placed: dict[str, list[tuple[int, int]]] = {}
+
+    def note(self, incarnation: str, members_offset: int, weight: int) -> None:
+        """A task of this weight was placed while heartbeats up to `members_offset` were known."""
+        self._placed.setdefault(incarnation, []).append((members_offset, weight))
+
+    def extra(self, member: Member) -> int:
+        """Weight placed on a member since its last beat."""
+        placed = self._placed.get(member.incarnation)
+        if not placed:
+            return 0
+        recent = [item for item in placed if item[0] >= member.last_offset]
+        self._placed[member.incarnation] = recent
+        return sum(weight for _, weight in recent)
+
+
+def choose(row: Row, members: Members, load: Load) -> Choice:
+    """Pick a skald for a row that is waiting."""
+    offset = members.offset
+    if row.class_name is None:
+        return Choice(waiting={"*": "no Task document: the class of this task is not known yet"}, members_offset=offset)
+    waiting: dict[str, str] = {}
+    able: list[tuple[Member, int]] = []
+    for member in members:
+        used = member.running + load.extra(member)
+        reason = refusal(row, member, used, silent=members.is_silent(member))
+        if reason is None:
+            able.append((member, member.capacity - used))
+        else:
+            waiting[member.skald_id] = reason
+    if row.recipient is not None and row.recipient not in waiting and not able:
+        waiting = {row.recipient: "recipient is not here"}
+    if not able:
+        return Choice(waiting=waiting or {"*": "no skald is here"}, members_offset=offset)
+    best = _best(row, able)
+    return Choice(best.skald_id, best.incarnation, members_offset=offset)
+
+
+def refusal(row: Row, member: Member, used: int, *, silent: bool) -> str | None:
+    """Why this member can't take the task now; None when it can."""
+    if row.recipient is not None and member.skald_id != row.recipient:
+        return f"recipient is {row.recipient}"
+    if member.role == "coordinator":
+        return "runs no workers"
+    if member.state != "up":
+        return member.state
+    if row.class_name not in member.classes:
+        return f"no class {row.class_name}"
+    missing = [f"{name}={value}" for name, value in sorted(row.requires.items()) if member.labels.get(name) != value]
+    if missing:
+        return "lacks label " + ", ".join(missing)
+    if used + row.weight > member.capacity:
+        return f"full {used}/{member.capacity}"
+    if silent:
+        return "silent"
+    return None
+
+
+def _best(row: Row, able: list[tuple[Member, int]]) -> Member:
+    tired = row.last_skald if row.attempt and row.attempt % TRIES_ON_ONE_SKALD == 0 else None
+    fresh = [item for item in able if item[0].skald_id != tired] or able
+    for member, _ in fresh:
+        if member.skald_id == row.last_skald:
+            return member
+    return max(fresh, key=lambda item: (_score(row.task_id, item[0].skald_id, item[1]), item[0].incarnation))[0]
+
+
+def _score(task_id: str, skald_id: str, free: int) -> float:
+    """Weighted rendezvous hash: the share of tasks that a skald wins is proportional to its free capacity."""
+    digest = hashlib.blake2b(f"{task_id}\0{skald_id}".encode(), digest_size=8).digest()
+    unit = (int.from_bytes(digest, "big") + 0.5) / 2**64
+    return -max(free, 1) / math.log(unit)

@@ -1,0 +1,88 @@
+"""What a skald must do so that what runs here is what the rows say. Pure: (rows, runs) → actions.
+
+Rules: only a row that names this incarnation is ours, compared at this moment; an epoch that ended here never starts again here; a row held here that is
+not to run and does not run is answered with Stopped, else nobody would free it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from skalds_streams.core.row import Row, Wanted
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One worker here: its epoch, the version of the parameters sent to it, and whether it is being stopped."""
+
+    epoch: int
+    version: int
+    stopping: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    row: Row
+
+
+@dataclass(frozen=True, slots=True)
+class Push:
+    """Send newer parameters to a worker that runs."""
+
+    row: Row
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    task_id: str
+    epoch: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SayStopped:
+    """This epoch was given to us and withdrawn before it ran."""
+
+    task_id: str
+    epoch: int
+    reason: str
+
+
+Action = Start | Push | Stop | SayStopped
+
+
+def reconcile_task(task_id: str, row: Row | None, run: Run | None, done_epoch: int, incarnation: str) -> Action | None:
+    """The one thing to do for one task now. `done_epoch`: highest epoch of the task that ended here, 0 if none."""
+    ours = row if row is not None and row.holder is not None and row.holder.incarnation == incarnation else None
+    reason = _why_not(row, ours)
+    if run is not None:
+        if run.stopping:
+            return None
+        if ours is None or reason is not None or ours.epoch != run.epoch:
+            return Stop(task_id, run.epoch, reason or "another epoch")
+        return Push(ours) if ours.attachments_version > run.version else None
+    if ours is None or ours.epoch <= done_epoch:
+        return None
+    return Start(ours) if reason is None else SayStopped(task_id, ours.epoch, reason)
+
+
+def reconcile(
+    rows: Mapping[str, Row], runs: Mapping[str, Run], done: Mapping[str, int], incarnation: str
+) -> Iterator[Action]:
+    """Actions for every task that is held here or runs here."""
+    held = {task_id for task_id, row in rows.items() if row.holder is not None and row.holder.incarnation == incarnation}
+    for task_id in sorted(held | runs.keys()):
+        action = reconcile_task(task_id, rows.get(task_id), runs.get(task_id), done.get(task_id, 0), incarnation)
+        if action is not None:
+            yield action
+
+
+def _why_not(row: Row | None, ours: Row | None) -> str | None:
+    if row is None:
+        return "task is gone"
+    if ours is None:
+        return "not held here"
+    if ours.wanted is not Wanted.RUN:
+        return ours.wanted.value
+    return ours.release.value if ours.release is not None else None

@@ -1,0 +1,160 @@
+"""The ownership row: what is wanted of a task and who holds it. The truth of the system, one JSON document a task on the changelog.
+
+Rules: a row is a value (frozen; changed by `dataclasses.replace` in `core.decide` only); `revision` rises by one at every change;
+`epoch` never falls; a holder is in the row from placement until it is known to have ended. What may follow what is in `core.transitions`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from enum import StrEnum
+from typing import Any
+
+FORMAT = 1
+"""Version of the document, field `v`."""
+
+Json = Mapping[str, Any]
+
+
+class Status(StrEnum):
+    """Lifecycle of a task, in upstream's spelling."""
+
+    CREATED = "Created"
+    ASSIGNING = "Assigning"
+    RUNNING = "Running"
+    PAUSED = "Paused"
+    FINISHED = "Finished"
+    FAILED = "Failed"
+    CANCELLED = "Cancelled"
+
+
+TERMINAL = frozenset({Status.FINISHED, Status.FAILED, Status.CANCELLED})
+
+
+class Wanted(StrEnum):
+    """What the last command asks for."""
+
+    RUN = "run"
+    PAUSE = "pause"
+    CANCEL = "cancel"
+
+
+class Release(StrEnum):
+    """Why a holder is asked to stop although the task is wanted."""
+
+    RESTART = "restart"
+    MOVE = "move"
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """One run: which incarnation of which skald, under which epoch."""
+
+    skald_id: str
+    incarnation: str
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """The record that changed a row. `at_ms` is the record's time, `reason` the sender's free text."""
+
+    kind: str
+    topic: str
+    partition: int
+    offset: int
+    at_ms: int
+    reason: str | None = None
+
+
+NO_CAUSE = Cause("none", "", -1, -1, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """See the module. Times are integer milliseconds since the epoch; 0 means never."""
+
+    task_id: str
+    class_name: str | None = None
+    recipient: str | None = None
+    requires: Mapping[str, str] = field(default_factory=dict)
+    weight: int = 1
+    priority: int = 0
+    max_restarts: int | None = None
+    wanted: Wanted = Wanted.CANCEL
+    holder: Holder | None = None
+    epoch: int = 0
+    revision: int = 0
+    status: Status = Status.CREATED
+    release: Release | None = None
+    attachments: Json | None = None
+    attachments_version: int = 0
+    applied_version: int = 0
+    applied_at_ms: int = 0
+    refused: Json | None = None
+    """The last refused update: {"version", "at_ms", "error"}; gone when a later one is applied."""
+    assign_at_ms: int = 0
+    cancel_at_ms: int = 0
+    update_at_ms: int = 0
+    cancel_applied_at_ms: int = 0
+    attempt: int = 0
+    """Crashes since the last stable minute."""
+    retry_at_ms: int = 0
+    running_since_ms: int = 0
+    last_skald: str | None = None
+    error: Json | None = None
+    """{"type", "message", "field"?, "traceback": [lines]} of the last crash or failure."""
+    waiting: Mapping[str, str] | None = None
+    """Why each skald can't take it: {skald id: reason}; None when not waiting."""
+    forwarded: Mapping[str, int] = field(default_factory=dict)
+    """Last applied offset of each origin "topic/partition" whose records were forwarded here."""
+    why: Cause = NO_CAUSE
+    note: str | None = None
+    """What became of the cause when it did not take effect, e.g. "superseded by cancel at 1795528037269"."""
+    updated_at_ms: int = 0
+
+    @property
+    def is_terminal(self) -> bool:
+        return self.status in TERMINAL
+
+    @property
+    def is_waiting(self) -> bool:
+        """Wanted, but held by nobody."""
+        return self.wanted is Wanted.RUN and self.holder is None and not self.is_terminal
+
+    def to_doc(self) -> dict[str, Any]:
+        """The JSON document. Inverse of `from_doc`."""
+        doc: dict[str, Any] = {"v": FORMAT}
+        for name in _NAMES:
+            value = getattr(self, name)
+            doc[name] = _plain(value) if isinstance(value, Holder | Cause) else value
+        return doc
+
+    @classmethod
+    def from_doc(cls, doc: Json) -> Row:
+        """Read a document. Raises ValueError for a newer format or a document that is no row. Unknown fields are ignored."""
+        version = doc.get("v")
+        if not isinstance(version, int) or version > FORMAT:
+            raise ValueError(f"row format {version!r} is newer than {FORMAT}, the newest that this version knows")
+        values = {name: doc[name] for name in _NAMES if name in doc}
+        if "task_id" not in values:
+            raise ValueError("a row without task_id")
+        for name, read in _READERS.items():
+            if values.get(name) is not None:
+                values[name] = read(values[name])
+        return cls(**values)
+
+
+def _plain(value: Holder | Cause) -> dict[str, Any]:
+    return {item.name: getattr(value, item.name) for item in fields(value)}
+
+
+_NAMES = tuple(item.name for item in fields(Row))
+_READERS: Mapping[str, Any] = {
+    "wanted": Wanted,
+    "status": Status,
+    "release": Release,
+    "holder": lambda doc: Holder(**doc),
+    "why": lambda doc: Cause(**doc),
+}

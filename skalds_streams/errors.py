@@ -1,0 +1,75 @@
+"""Every exception that skalds_streams raises on purpose.
+
+    SkaldsError
+    ├── ConfigError            a setting is wrong or missing; says which and what it must be
+    ├── WireError              a record can't be understood; `reason` goes to task.deadletter
+    ├── KafkaError             the broker or a topic does not allow what is needed
+    │   ├── TopicError         a topic is missing or has a wrong setting; names the command that mends it
+    │   ├── ProduceError       a record was not accepted
+    │   └── UnreachableError   no broker answered in time
+    ├── JournalError           a partition's journal can't go on
+    │   ├── FencedError        another owner opened this partition
+    │   └── TopicRecreatedError  the log ends before our position
+    ├── IllegalTransitionError decide was asked for a step that the table does not have
+    ├── InvariantError         a row breaks a rule that must always hold
+    ├── HostError              a worker host or the zygote does not answer as agreed
+    └── DevClusterError        the embedded development cluster did not start
+
+What user code raises in a worker (`NonRetryableError`) lives in `skalds_streams.worker`.
+"""
+
+
+class SkaldsError(Exception):
+    """Base of all errors raised on purpose by skalds_streams."""
+
+
+class ConfigError(SkaldsError):
+    """A setting is wrong or missing."""
+
+
+class WireError(SkaldsError):
+    """A record can't be understood. `str(error)` is the reason kept with the dead letter."""
+
+
+class KafkaError(SkaldsError):
+    """The broker or a topic does not allow what is needed."""
+
+
+class TopicError(KafkaError):
+    """A topic is missing or has a setting it must not have."""
+
+
+class ProduceError(KafkaError):
+    """A record was not accepted by the broker."""
+
+
+class UnreachableError(KafkaError):
+    """No broker answered within the time given."""
+
+
+class JournalError(SkaldsError):
+    """The journal of a partition can't go on."""
+
+
+class FencedError(JournalError):
+    """Another owner has opened this partition since."""
+
+
+class TopicRecreatedError(JournalError):
+    """An input topic ends before the position that was applied: it was deleted and made anew."""
+
+
+class IllegalTransitionError(SkaldsError):
+    """A step that the transition table does not have."""
+
+
+class InvariantError(SkaldsError):
+    """A row breaks a rule that must always hold."""
+
+
+class HostError(SkaldsError):
+    """A worker host or the zygote does not answer as agreed."""
+
+
+class DevClusterError(SkaldsError):
+    """The embedded development cluster did not start or died."""

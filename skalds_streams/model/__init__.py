@@ -1,0 +1,1 @@
+"""What goes over the wire: events, Task documents, records, and the codec between bytes and the core's values."""

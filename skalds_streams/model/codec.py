@@ -1,0 +1,351 @@
+"""Between bytes and the core's values: commands, reports, rows, positions, history.
+
+Rules: what can't be understood raises WireError whose text a person can act on, and touches nothing; a secret never leaves in history (masked
+here, once); limits are checked before anything is built. Heartbeats are plain documents and are folded in `core.membership`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from pydantic import ValidationError
+
+from skalds_streams.core import events
+from skalds_streams.core.partition import partition_of
+from skalds_streams.core.redact import redact
+from skalds_streams.core.row import Cause, Json, Release, Row, Wanted
+from skalds_streams.errors import WireError
+from skalds_streams.model.event import TaskEvent
+from skalds_streams.model.record import Record
+from skalds_streams.model.task import Task
+from skalds_streams.topics import Topics
+
+MAX_TASK_ID_BYTES = 512
+MAX_TEXT = 2_048
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds on what comes from outside."""
+
+    record_bytes: int = 1_000_000
+    ids_per_event: int = 10_000
+    attachments_bytes: int = 256 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """One input record understood: events of tasks of its own partition, and documents for those of others."""
+
+    events: Sequence[events.Event] = ()
+    forwards: Sequence[tuple[str, dict[str, Any]]] = ()
+    """(task id, skald.report document): ids whose partition is not the record's."""
+
+
+def parse(record: Record, topics: Topics, limits: Limits) -> Parsed:
+    """Understand a record of an input topic. Raises WireError with the reason."""
+    if record.value is None:
+        raise WireError("the value is empty")
+    if len(record.value) > limits.record_bytes:
+        raise WireError(f"the value has {len(record.value)} bytes, the limit is {limits.record_bytes} (SKALDS_MAX_RECORD_BYTES)")
+    doc = _object(record.value)
+    if record.topic == topics.report:
+        return Parsed(events=_parse_report(record, doc, topics, limits))
+    return _parse_command(record, doc, topics, limits)
+
+
+def _object(value: bytes) -> dict[str, Any]:
+    try:
+        doc = orjson.loads(value)
+    except orjson.JSONDecodeError as error:
+        raise WireError(f"not JSON: {error}") from None
+    if not isinstance(doc, dict):
+        raise WireError(f"not a JSON object but {_json_type(doc)}")
+    return doc
+
+
+def _json_type(value: object) -> str:
+    names = {list: "an array", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
+    return "null" if value is None else names.get(type(value), type(value).__name__)
+
+
+# -- commands ------------------------------------------------------------------------------------------------------------------
+
+
+def _parse_command(record: Record, doc: dict[str, Any], topics: Topics, limits: Limits) -> Parsed:
+    if record.topic == topics.update and not ({"taskIds", "task_ids"} & doc.keys()):
+        if "attachments" not in doc:
+            raise WireError("neither taskIds nor attachments")
+        doc = {**doc, "taskIds": [_key_as_id(record)]}
+    event = _task_event(doc)
+    ids = list(dict.fromkeys(event.task_ids))
+    if not ids:
+        raise WireError("taskIds is empty")
+    if len(ids) > limits.ids_per_event:
+        raise WireError(f"{len(ids)} ids in one event, the limit is {limits.ids_per_event} (SKALDS_MAX_IDS_PER_EVENT)")
+    for task_id in ids:
+        _check_id(task_id)
+    kind = {topics.assign: "Assign", topics.cancel: "Cancel", topics.update: "Update"}[record.topic]
+    specs = _specs(event, limits) if kind == "Assign" else {}
+    if kind == "Update":
+        _check_attachments(event.attachments, limits, required=True)
+    cause = Cause(kind, record.topic, record.partition, record.offset, record.timestamp_ms, _text(event.reason))
+    own: list[events.Event] = []
+    forwards: list[tuple[str, dict[str, Any]]] = []
+    for task_id in ids:
+        if partition_of(task_id, topics.partitions) == record.partition:
+            own.append(_command(kind, task_id, event, specs, cause))
+        else:
+            forwards.append((task_id, _forward(kind, task_id, event, specs, cause)))
+    return Parsed(own, forwards)
+
+
+def _task_event(doc: dict[str, Any]) -> TaskEvent:
+    try:
+        return TaskEvent.model_validate(doc)
+    except ValidationError as error:
+        raise WireError("not a TaskEvent: " + _errors(error)) from None
+
+
+def _errors(error: ValidationError) -> str:
+    items = error.errors(include_input=False, include_url=False)
+    shown = [f"{'.'.join(map(str, item['loc'])) or 'value'}: {item['msg']}" for item in items[:5]]
+    return "; ".join(shown) + (f"; and {len(items) - 5} more" if len(items) > 5 else "")
+
+
+def _key_as_id(record: Record) -> str:
+    if not record.key:
+        raise WireError("no task id: the value has no taskIds and the record has no key")
+    try:
+        return record.key.decode()
+    except UnicodeDecodeError:
+        raise WireError("the key is not UTF-8, so it is no task id") from None
+
+
+def _check_id(task_id: str) -> None:
+    if not task_id or "\0" in task_id or len(task_id.encode(errors="replace")) > MAX_TASK_ID_BYTES:
+        raise WireError(f"not a task id: {task_id[:40]!r} (1 to {MAX_TASK_ID_BYTES} bytes of UTF-8, no NUL)")
+    if any(0xD800 <= ord(char) <= 0xDFFF for char in task_id):
+        raise WireError("not a task id: a lone surrogate is no UTF-8")
+
+
+def _check_attachments(attachments: Any, limits: Limits, *, required: bool = False) -> None:
+    if attachments is None:
+        if required:
+            raise WireError("attachments is missing: an update carries the new parameters")
+        return
+    if not isinstance(attachments, dict):
+        raise WireError(f"attachments must be an object, not {_json_type(attachments)}")
+    size = len(orjson.dumps(attachments))
+    if size > limits.attachments_bytes:
+        raise WireError(f"attachments have {size} bytes, the limit is {limits.attachments_bytes} (SKALDS_MAX_ATTACHMENTS_BYTES)")
+
+
+def _specs(event: TaskEvent, limits: Limits) -> dict[str, events.TaskSpec]:
+    specs: dict[str, events.TaskSpec] = {}
+    for at, item in enumerate(event.tasks or ()):
+        try:
+            task = Task.model_validate(item)
+        except ValidationError as error:
+            raise WireError(f"tasks[{at}] is not a Task: " + _errors(error)) from None
+        attachments = task.attachments
+        if attachments is not None and not isinstance(attachments, dict):
+            attachments = attachments.model_dump(mode="json", by_alias=True)
+        _check_attachments(attachments, limits)
+        specs[task.id] = events.TaskSpec(
+            class_name=task.class_name,
+            attachments=attachments,
+            recipient=task.executor or None,
+            requires=task.requires,
+            weight=task.weight,
+            priority=task.priority,
+            max_restarts=task.max_restarts,
+        )
+    unnamed = specs.keys() - set(event.task_ids)
+    if unnamed:
+        raise WireError(f"tasks describes {sorted(unnamed)[0]!r}, which taskIds does not name")
+    return specs
+
+
+def _command(kind: str, task_id: str, event: TaskEvent, specs: dict[str, events.TaskSpec], cause: Cause) -> events.Command:
+    if kind == "Cancel":
+        return events.Cancel(task_id, cause)
+    if kind == "Update":
+        return events.Update(task_id, cause, attachments=event.attachments, merge=bool(event.merge))
+    spec = specs.get(task_id, events.TaskSpec())
+    return _assign(task_id, cause, spec=spec, recipient=event.recipient, action=event.action)
+
+
+def _assign(
+    task_id: str, cause: Cause, *, spec: events.TaskSpec, recipient: str | None, action: str | None, **origin: Any
+) -> events.Assign:
+    if recipient:
+        values = {name: getattr(spec, name) for name in _SPEC_FIELDS}
+        spec = events.TaskSpec(**{**values, "recipient": recipient})
+    then = Wanted.PAUSE if action == "pause" else Wanted.RUN
+    release = {"restart": Release.RESTART, "move": Release.MOVE}.get(action or "")
+    return events.Assign(task_id, cause, spec=spec, then=then, release=release, **origin)
+
+
+_SPEC_FIELDS = ("class_name", "attachments", "recipient", "requires", "weight", "priority", "max_restarts")
+
+
+def _text(text: str | None) -> str | None:
+    return text[:MAX_TEXT] if text else None
+
+
+# -- forwarded commands --------------------------------------------------------------------------------------------------------
+
+
+def _forward(kind: str, task_id: str, event: TaskEvent, specs: dict[str, events.TaskSpec], cause: Cause) -> dict[str, Any]:
+    spec = specs.get(task_id)
+    return {
+        "v": 1,
+        "kind": "Forwarded",
+        "task_id": task_id,
+        "command": kind,
+        "cause": {name: getattr(cause, name) for name in ("kind", "topic", "partition", "offset", "at_ms", "reason")},
+        "spec": {name: getattr(spec, name) for name in _SPEC_FIELDS} if spec else None,
+        "recipient": event.recipient,
+        "action": event.action,
+        "attachments": event.attachments if kind == "Update" else None,
+        "merge": bool(event.merge),
+    }
+
+
+def _forwarded(record: Record, doc: dict[str, Any], task_id: str) -> events.Command:
+    origin_cause = doc["cause"]
+    cause = Cause(
+        doc["command"], record.topic, record.partition, record.offset, int(origin_cause["at_ms"]), _text(origin_cause.get("reason"))
+    )
+    origin: dict[str, Any] = {
+        "origin": f"{origin_cause['topic']}/{int(origin_cause['partition'])}",
+        "origin_offset": int(origin_cause["offset"]),
+    }
+    if doc["command"] == "Cancel":
+        return events.Cancel(task_id, cause, **origin)
+    if doc["command"] == "Update":
+        return events.Update(task_id, cause, attachments=doc["attachments"], merge=bool(doc.get("merge")), **origin)
+    spec = events.TaskSpec(**(doc.get("spec") or {}))
+    return _assign(task_id, cause, spec=spec, recipient=doc.get("recipient"), action=doc.get("action"), **origin)
+
+
+# -- reports -------------------------------------------------------------------------------------------------------------------
+
+_RUN_REPORTS = {
+    "Running": events.Running,
+    "Applied": events.Applied,
+    "Refused": events.Refused,
+    "Stopped": events.Stopped,
+    "Finished": events.Finished,
+    "Failed": events.Failed,
+    "Lost": events.Lost,
+}
+
+
+def _parse_report(record: Record, doc: dict[str, Any], topics: Topics, limits: Limits) -> list[events.Event]:
+    task_id, kind = doc.get("task_id"), doc.get("kind")
+    if not isinstance(task_id, str):
+        raise WireError("a report without task_id")
+    _check_id(task_id)
+    if partition_of(task_id, topics.partitions) != record.partition:
+        raise WireError(f"a report of {task_id!r} belongs into partition {partition_of(task_id, topics.partitions)}")
+    try:
+        if kind == "Forwarded":
+            _check_attachments(doc.get("attachments"), limits)
+            return [_forwarded(record, doc, task_id)]
+        return [_report(record, doc, task_id)]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise WireError(f"not a {kind} report: {type(error).__name__}: {error}") from None
+
+
+def _report(record: Record, doc: dict[str, Any], task_id: str) -> events.Event:
+    kind = doc["kind"]
+    cause = Cause(kind, record.topic, record.partition, record.offset, record.timestamp_ms, _text(doc.get("reason")))
+    if kind == "Retry":
+        return events.Retry(task_id, cause, int(doc["epoch"]), int(doc["attempt"]))
+    more: dict[str, Any] = {}
+    if kind in ("Running", "Applied", "Refused"):
+        more["version"] = int(doc["version"])
+    if kind in ("Refused", "Failed"):
+        error = doc.get("error")
+        if error is not None and not isinstance(error, dict):
+            raise ValueError("error must be an object")
+        more["error"] = error
+    if kind == "Failed":
+        more["retryable"] = bool(doc.get("retryable", True))
+    if kind == "Stopped":
+        more["steps"] = tuple(str(item) for item in doc.get("steps") or ())
+    if kind not in _RUN_REPORTS:
+        raise ValueError(f"unknown kind {kind!r}")
+    return _RUN_REPORTS[kind](task_id, cause, int(doc["epoch"]), str(doc["incarnation"]), **more)
+
+
+# -- rows, positions, history --------------------------------------------------------------------------------------------------
+
+
+def encode_row(row: Row) -> bytes:
+    return orjson.dumps(row.to_doc())
+
+
+def decode_row(value: bytes) -> Row:
+    """Raises WireError for what is no row or a newer format."""
+    try:
+        return Row.from_doc(orjson.loads(value))
+    except (ValueError, TypeError, KeyError) as error:
+        raise WireError(f"not an ownership row: {error}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Positions:
+    """How far a partition's inputs are applied, and what was ever used there. `offsets`: topic → last applied offset."""
+
+    offsets: Json
+    epoch_floor: int = 0
+    revision_floor: int = 0
+
+
+def encode_positions(positions: Positions) -> bytes:
+    return orjson.dumps(
+        {
+            "v": 1,
+            "positions": dict(positions.offsets),
+            "epoch_floor": positions.epoch_floor,
+            "revision_floor": positions.revision_floor,
+        }
+    )
+
+
+def decode_positions(value: bytes) -> Positions:
+    """Raises WireError."""
+    try:
+        doc = orjson.loads(value)
+        if doc["v"] > 1:
+            raise WireError(f"positions of format {doc['v']} are newer than 1")
+        return Positions({str(k): int(v) for k, v in doc["positions"].items()}, doc["epoch_floor"], doc["revision_floor"])
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise WireError(f"not a positions record: {error}") from None
+
+
+def history_doc(row: Row, *, words: Collection[str], digest_key: bytes, members_offset: int = -1) -> dict[str, Any]:
+    """The row as the world may see it: parameters masked, with a keyed digest so that replay can compare what it may not read."""
+    doc = row.to_doc()
+    attachments = doc.pop("attachments")
+    doc["attachments_masked"] = redact(attachments, words)
+    doc["attachments_digest"] = digest(attachments, digest_key)
+    doc["error"] = redact(doc["error"], words)
+    doc["refused"] = redact(doc["refused"], words)
+    doc["members_offset"] = members_offset
+    return doc
+
+
+def digest(value: Any, key: bytes) -> str | None:
+    """Keyed digest of a JSON value, 32 hex digits; None for None."""
+    if value is None:
+        return None
+    return hmac.new(key, orjson.dumps(value, option=orjson.OPT_SORT_KEYS), hashlib.sha256).hexdigest()[:32]

@@ -1,0 +1,145 @@
+"""Prometheus metrics: read from suppliers when they are scraped, in a registry of our own.
+
+Rules: prefix `skalds_`, base units, no label whose values grow with tasks. What a journal counted stays counted when
+its partition goes to another process: a counter never falls.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from skalds_streams.core.membership import Members
+from skalds_streams.core.restarts import CRASH_LOOPING_ATTEMPTS
+from skalds_streams.core.row import Row, Status
+
+_COUNTED = {
+    "events": "Input records whose outcome is committed.",
+    "batches": "Transactions committed.",
+    "skipped": "Input records that an earlier transaction had already applied.",
+    "deadletters": "Records sent to task.deadletter.",
+    "reopened": "Times a journal was opened again after an error.",
+}
+
+
+class JournalCounts(Protocol):
+    """Counts of one journal since it began. The object lives on and keeps its last counts when the journal closes."""
+
+    @property
+    def events(self) -> int:
+        """Input records whose outcome is committed."""
+
+    @property
+    def batches(self) -> int:
+        """Transactions committed."""
+
+    @property
+    def skipped(self) -> int:
+        """Input records that were applied before."""
+
+    @property
+    def deadletters(self) -> int:
+        """Records sent to task.deadletter."""
+
+    @property
+    def reopened(self) -> int:
+        """Openings after an error."""
+
+
+@dataclass(frozen=True, slots=True)
+class MetricSources:
+    """Where the numbers come from. Each is asked at every scrape and must not block."""
+
+    rows: Callable[[], Mapping[str, Row]]
+    members: Callable[[], Members]
+    held: Callable[[], Iterable[str]]
+    """Ids of the tasks that run in this process's hosts."""
+    journals: Callable[[], Sequence[JournalCounts]]
+    """One a journal that this process owns now."""
+    journals_open: Callable[[], int]
+    view_caught_up: Callable[[], bool]
+    redis_up: Callable[[], bool]
+    version: str
+
+
+class Metrics:
+    """The exposition of one process."""
+
+    def __init__(self, sources: MetricSources) -> None:
+        self._registry = CollectorRegistry()
+        self._registry.register(_Skalds(sources))
+        ProcessCollector(registry=self._registry)
+
+    def render(self) -> bytes:
+        """Text exposition, UTF-8."""
+        return generate_latest(self._registry)
+
+
+class _Skalds(Collector):
+    def __init__(self, sources: MetricSources) -> None:
+        self._sources = sources
+        self._known: dict[int, JournalCounts] = {}
+        self._retired: Counter[str] = Counter()
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing, so that registering asks no supplier."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._tasks()
+        yield from self._members()
+        yield from self._journals()
+        sources = self._sources
+        yield GaugeMetricFamily(
+            "skalds_view_caught_up", "1 when the view has read all that was there at start.", sources.view_caught_up()
+        )
+        yield GaugeMetricFamily("skalds_redis_up", "1 when the last write to Redis was answered.", sources.redis_up())
+        build = GaugeMetricFamily("skalds_build_info", "Always 1; the version is in the label.", labels=["version"])
+        build.add_metric([sources.version], 1)
+        yield build
+
+    def _tasks(self) -> Iterator[Metric]:
+        rows = list(self._sources.rows().values())
+        by_status = Counter(row.status for row in rows)
+        tasks = GaugeMetricFamily(
+            "skalds_tasks", "Tasks of the whole cluster by status, as this process's view has them.", labels=["status"]
+        )
+        for status in Status:
+            tasks.add_metric([status.value], by_status[status])
+        yield tasks
+        waiting = sum(1 for row in rows if row.is_waiting)
+        yield GaugeMetricFamily("skalds_tasks_waiting", "Tasks that are wanted and held by no skald.", waiting)
+        looping = sum(1 for row in rows if row.attempt >= CRASH_LOOPING_ATTEMPTS and not row.is_terminal)
+        yield GaugeMetricFamily(
+            "skalds_tasks_crash_looping", f"Tasks with {CRASH_LOOPING_ATTEMPTS} or more crashes in a row.", looping
+        )
+        held = sum(1 for _ in self._sources.held())
+        yield GaugeMetricFamily("skalds_tasks_held", "Tasks that run on this skald.", held)
+
+    def _members(self) -> Iterator[Metric]:
+        members = self._sources.members()
+        by_state = Counter("silent" if members.is_silent(member) else member.state for member in members)
+        family = GaugeMetricFamily(
+            "skalds_members", "Living skalds by state; silent: its heartbeats have stopped.", labels=["state"]
+        )
+        for state in sorted({"up", "silent", *by_state}):
+            family.add_metric([state], by_state[state])
+        yield family
+
+    def _journals(self) -> Iterator[Metric]:
+        present = {id(counts): counts for counts in self._sources.journals()}
+        for key, counts in self._known.items():
+            if key not in present:
+                self._retired.update({name: getattr(counts, name) for name in _COUNTED})
+        self._known = present
+        for name, text in _COUNTED.items():
+            total = self._retired[name] + sum(getattr(counts, name) for counts in present.values())
+            yield CounterMetricFamily(f"skalds_journal_{name}", text, total)
+        yield GaugeMetricFamily("skalds_journals_open", "Journals open in this process.", self._sources.journals_open())

@@ -1,0 +1,45 @@
+"""Sends documents to skald.report, keyed and partitioned by task id: what skalds report, what coordinators find due and what they forward."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+from aiokafka import AIOKafkaProducer
+
+from skalds_streams.core.partition import partition_of
+from skalds_streams.topics import Topics
+
+
+class ReportSender:
+    """An idempotent producer. `start` before use; `send_reports` returns when the broker has everything."""
+
+    def __init__(self, topics: Topics, client: Mapping[str, Any]) -> None:
+        self._topics, self._client = topics, client
+        self._producer: AIOKafkaProducer | None = None
+
+    async def start(self) -> None:
+        self._producer = AIOKafkaProducer(**self._client, enable_idempotence=True, linger_ms=0)
+        await self._producer.start()
+
+    async def stop(self) -> None:
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            await producer.stop()
+
+    async def send_reports(self, docs: Sequence[tuple[str, dict[str, Any]]]) -> None:
+        """docs: (task id, document). Raises aiokafka's errors."""
+        if self._producer is None:
+            raise RuntimeError("the report sender is not started")
+        futures = [
+            await self._producer.send(
+                self._topics.report,
+                orjson.dumps(doc),
+                key=task_id.encode(),
+                partition=partition_of(task_id, self._topics.partitions),
+            )
+            for task_id, doc in docs
+        ]
+        for future in futures:
+            await future

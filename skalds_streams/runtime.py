@@ -1,0 +1,260 @@
+"""One process, put together: view, coordinator, skald, projections. Knows the order of starting and stopping, and nothing else.
+
+Start: topics → identity → view → reports → zygote → heartbeat → supervisor. Stop: workers → `leaving` → the rest.
+A background task that raises ends the process through `on_fatal`; none dies silently.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from skalds_streams import __version__
+from skalds_streams.coordinator.batch import Secrecy
+from skalds_streams.coordinator.group import GroupQuestion
+from skalds_streams.coordinator.journal import JournalContext
+from skalds_streams.coordinator.journals import Journals
+from skalds_streams.coordinator.log import PartitionLog
+from skalds_streams.coordinator.timers import DueTimer
+from skalds_streams.model.codec import Limits
+from skalds_streams.projections.metrics import Metrics, MetricSources
+from skalds_streams.projections.redis import RedisProjection
+from skalds_streams.proxy.client import client_options, tune_consumers
+from skalds_streams.proxy.reports import ReportSender
+from skalds_streams.proxy.topic_setup import ensure_topics
+from skalds_streams.settings import Settings
+from skalds_streams.skald.heartbeat import Heartbeat
+from skalds_streams.skald.hosts import HostPool
+from skalds_streams.skald.identity import Identity, claim_identity
+from skalds_streams.skald.reporter import Reporter
+from skalds_streams.skald.supervisor import Supervisor
+from skalds_streams.topics import Topics
+from skalds_streams.view.cluster import ClusterView
+from skalds_streams.web.context import WebContext
+
+FLUSH_S = 2.0
+STOP_S = 5.0
+
+log = structlog.get_logger(__name__)
+
+
+def wall_ms() -> int:
+    """The wall clock, in ms since the epoch."""
+    return time.time_ns() // 1_000_000
+
+
+class Runtime:
+    """Everything of one process but Faust itself. Constructing it does no I/O."""
+
+    def __init__(self, settings: Settings, consumer: Callable[[], Any], on_fatal: Callable[[BaseException], object]) -> None:
+        """consumer: returns Faust's consumer; on_fatal: ends the process with this error."""
+        self.settings, self._on_fatal = settings, on_fatal
+        self.topics = Topics.named(app=settings.app, prefix=settings.topic_prefix, partitions=settings.kafka_topic_partitions)
+        self._client = client_options(settings)
+        self.view = ClusterView(self.topics, self._client)
+        self._sender = ReportSender(self.topics, self._client)
+        self.journals = Journals(self._journal_context(GroupQuestion(consumer)), self._new_log, on_fatal)
+        self._timer = DueTimer(self.journals, self.view.members, self._sender, wall_ms)
+        self.view.on_members(self._timer.wake)
+        self.identity: Identity | None = None
+        self._pool: HostPool | None = None
+        self._heartbeat: Heartbeat | None = None
+        self._reporter: Reporter | None = None
+        self.supervisor: Supervisor | None = None
+        self._redis: RedisProjection | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._warnings: list[str] = []
+        self.metrics = Metrics(self._metric_sources())
+
+    def _journal_context(self, question: GroupQuestion) -> JournalContext:
+        settings = self.settings
+        return JournalContext(
+            topics=self.topics,
+            limits=Limits(settings.max_record_bytes, settings.max_ids_per_event, settings.max_attachments_bytes),
+            secrecy=Secrecy(settings.secret_words, settings.digest_key.get_secret_value().encode()),
+            members=self.view.members,
+            forwarder=self._sender,
+            now_ms=wall_ms,
+            is_ours=question.is_ours,
+            batch_max=settings.batch_max_events,
+        )
+
+    def _new_log(self, partition: int) -> PartitionLog:
+        transactional_id = f"{self.settings.topic_prefix}{self.settings.app}-{partition}"
+        return PartitionLog(partition, topics=self.topics, transactional_id=transactional_id, client=self._client)
+
+    # -- start -------------------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Everything that must stand before the consumer subscribes. Raises ConfigError, KafkaError, HostError."""
+        tune_consumers()
+        report = await ensure_topics(
+            self.topics.specs(), self._client, replication_factor=self.settings.kafka_replication_factor
+        )
+        self._warnings += report.warnings
+        for warning in report.warnings:
+            log.warning("topics.warning", text=warning)
+        self.identity = await asyncio.to_thread(
+            claim_identity, self.settings.data_dir, self.settings.skald_id, on_wait=_WaitNotice()
+        )
+        self._spawn("view", self.view.run())
+        await self._sender.start()
+        await self._start_skald(self.identity)
+        self._redis = RedisProjection(self.settings, self.view, self.identity.skald_id, lambda: self._held())
+        self._spawn("redis", self._redis.run())
+        self._spawn("due", self._timer.run(lambda: self.view.members_caught_up))
+        log.info("skald.up", skald=self.identity.skald_id, incarnation=self.identity.incarnation, replaces=self.identity.replaces)
+
+    async def _start_skald(self, identity: Identity) -> None:
+        settings = self.settings
+        log_dir = settings.data_dir / "logs" / identity.skald_id
+        log_dir.mkdir(parents=True, exist_ok=True)
+        self._pool = HostPool(modules=settings.worker_modules, lock_fd=identity.lock_fd)
+        catalogue = await self._pool.start()
+        for module, trace in catalogue.not_loadable.items():
+            log.error("workers.not_loadable", module=module, error=trace.strip().splitlines()[-1])
+        self._reporter = Reporter(self._sender, skald_id=identity.skald_id, incarnation=identity.incarnation, now_ms=wall_ms)
+        self.supervisor = Supervisor(
+            self.view, self._pool, self._reporter, incarnation=identity.incarnation, log_dir=Path(log_dir).resolve()
+        )
+        self._heartbeat = Heartbeat(
+            self.topics,
+            self._client,
+            skald_id=identity.skald_id,
+            incarnation=identity.incarnation,
+            describe=self._describe,
+            running=lambda: self.supervisor.running if self.supervisor else 0,
+            seen=lambda: self.view.members.offset,
+        )
+        await self._heartbeat.start()
+        self._spawn("heartbeat", self._heartbeat.run())
+        self._spawn("reporter", self._reporter.run())
+        self._spawn("supervisor", self.supervisor.run())
+
+    def _describe(self) -> dict[str, Any]:
+        settings, identity, pool = self.settings, self.identity, self._pool
+        catalogue = pool.catalogue if pool is not None else None
+        return {
+            "replaces": identity.replaces if identity else None,
+            "classes": {name: _schema_hash(item) for name, item in catalogue.classes.items()} if catalogue else {},
+            "not_loadable": sorted(catalogue.not_loadable) if catalogue else [],
+            "labels": dict(settings.labels),
+            "capacity": settings.capacity,
+            "web": settings.advertised_url,
+            "role": settings.role,
+            "version": __version__,
+            "formats": 1,
+            "settings_hash": settings.agreed_hash,
+            "cluster": settings.cluster,
+            "state": "up",
+        }
+
+    def _spawn(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        self._tasks.append(asyncio.create_task(self._guarded(name, work), name=name))
+
+    async def _guarded(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # the edge of a background task: whatever it raises ends the process, loudly
+            log.exception("task.failed", task=name)
+            self._on_fatal(error)
+
+    # -- stop --------------------------------------------------------------------------------------------------------------------
+
+    async def leave(self) -> None:
+        """Stop the workers, then say that they are gone. The coordinator goes on meanwhile."""
+        if self.supervisor is not None:
+            await self.supervisor.close()
+        if self._reporter is not None:
+            await self._reporter.flush(FLUSH_S)
+        await self._cancel("heartbeat")
+        if self._heartbeat is not None:
+            await self._heartbeat.leave()
+
+    async def close(self) -> None:
+        """Stop the rest. Bounded in time."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.journals.close()
+        for part in (self._pool, self._heartbeat, self._sender):
+            if part is not None:
+                with suppress(Exception):  # the edge of stopping: what can't be closed must not keep the rest open
+                    await asyncio.wait_for(part.stop(), STOP_S)
+
+    async def _cancel(self, name: str) -> None:
+        for task in self._tasks:
+            if task.get_name() == name:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+
+    # -- what others read --------------------------------------------------------------------------------------------------------
+
+    def _held(self) -> Sequence[str]:
+        return tuple(self.supervisor.held) if self.supervisor is not None else ()
+
+    def readiness(self) -> Mapping[str, bool]:
+        """What must be true for this node to do its work."""
+        return {
+            "view_caught_up": self.view.is_caught_up,
+            "journals_open": self.journals.all_open,
+            "heartbeat_acknowledged": self._heartbeat is not None and self._heartbeat.first_acknowledged.is_set(),
+            "workers_loaded": self._pool is not None,
+        }
+
+    def banners(self) -> Sequence[str]:
+        """Sentences for the person at the page."""
+        down = self._redis is not None and self.settings.redis_enabled and not self._redis.up
+        return [*self._warnings, *(["Redis does not answer: its keys are out of date, nothing else is affected."] if down else [])]
+
+    def web_context(self) -> WebContext:
+        return WebContext(
+            settings=self.settings,
+            view=self.view,
+            skald_id=lambda: self.identity.skald_id if self.identity else "",
+            incarnation=lambda: self.identity.incarnation if self.identity else "",
+            readiness=self.readiness,
+            metrics=self.metrics.render,
+            describe_class=lambda name: self._pool.catalogue.classes.get(name) if self._pool else None,
+            not_loadable=lambda: self._pool.catalogue.not_loadable if self._pool else {},
+            banners=self.banners,
+        )
+
+    def _metric_sources(self) -> MetricSources:
+        return MetricSources(
+            rows=lambda: self.view.rows,
+            members=lambda: self.view.members,
+            held=lambda: self._held(),
+            journals=lambda: [journal.statistics for journal in self.journals],
+            journals_open=lambda: sum(1 for journal in self.journals if journal.opened.is_set()),
+            view_caught_up=lambda: self.view.is_caught_up,
+            redis_up=lambda: self._redis is not None and self._redis.up,
+            version=__version__,
+        )
+
+
+class _WaitNotice:
+    """Says once that a former process is still ending."""
+
+    said = False
+
+    def __call__(self, lock: str) -> None:
+        if not self.said:
+            self.said = True
+            log.info("skald.waiting_for_former_process", lock=lock)
+
+
+def _schema_hash(described: Mapping[str, Any]) -> str:
+    import hashlib
+
+    import orjson
+
+    return hashlib.sha256(orjson.dumps(described.get("schema"), option=orjson.OPT_SORT_KEYS)).hexdigest()[:12]

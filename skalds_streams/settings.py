@@ -1,0 +1,134 @@
+"""Settings: read once from the environment and `.env`, checked, then handed down as one object.
+
+Upstream's names are read without a prefix (`KAFKA_HOST`, `SKALD_ID` …), ours with `SKALDS_`. Secrets are `SecretStr` and never print.
+What does not live here: the order or names of topics (`topics`), and anything that a task or a class chooses for itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cached_property
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Literal
+
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from skalds_streams.errors import ConfigError
+
+LEASE_MS = 20_000
+BEAT_MS = 2_000
+"""Time between an acknowledged heartbeat and the next."""
+
+Role = Literal["both", "coordinator", "skald"]
+
+
+class Settings(BaseSettings):
+    """All settings of one process. `Settings.load()` raises `ConfigError` with one line a wrong setting."""
+
+    model_config = SettingsConfigDict(env_prefix="SKALDS_", env_file=".env", extra="ignore", populate_by_name=True, frozen=True)
+
+    # upstream's names
+    skald_id: str | None = Field(None, validation_alias=AliasChoices("SKALD_ID", "skald_id"))
+    kafka_host: str = Field("localhost", validation_alias=AliasChoices("KAFKA_HOST", "kafka_host"))
+    kafka_port: int = Field(9092, gt=0, lt=65536, validation_alias=AliasChoices("KAFKA_PORT", "kafka_port"))
+    kafka_username: str = Field("", validation_alias=AliasChoices("KAFKA_USERNAME", "kafka_username"))
+    kafka_password: SecretStr = Field(SecretStr(""), validation_alias=AliasChoices("KAFKA_PASSWORD", "kafka_password"))
+    kafka_topic_partitions: int = Field(
+        6, ge=1, le=1000, validation_alias=AliasChoices("KAFKA_TOPIC_PARTITIONS", "kafka_topic_partitions")
+    )
+    kafka_replication_factor: int = Field(
+        3, ge=1, le=9, validation_alias=AliasChoices("KAFKA_REPLICATION_FACTOR", "kafka_replication_factor")
+    )
+    redis_host: str = Field("localhost", validation_alias=AliasChoices("REDIS_HOST", "redis_host"))
+    redis_port: int = Field(6379, gt=0, lt=65536, validation_alias=AliasChoices("REDIS_PORT", "redis_port"))
+    redis_password: SecretStr = Field(SecretStr(""), validation_alias=AliasChoices("REDIS_PASSWORD", "redis_password"))
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", validation_alias=AliasChoices("LOG_LEVEL", "log_level")
+    )
+
+    # ours
+    app: str = Field("skalds", pattern=r"^[a-zA-Z0-9._-]+$", max_length=64)
+    """Name of the application: consumer group, transactional ids and the changelog topic start with it."""
+    cluster: str = Field("default", pattern=r"^[a-zA-Z0-9._-]+$", max_length=64)
+    topic_prefix: str = Field("", pattern=r"^[a-zA-Z0-9._-]*$", max_length=64)
+    role: Role = "both"
+    workers: str = ""
+    """Comma-separated modules whose worker classes this node runs. Imported by the zygote only."""
+    labels: dict[str, str] = Field(default_factory=dict)
+    capacity: int = Field(64, ge=0, le=10_000)
+    data_dir: Path = Path(".skalds")
+    lease_ms: int = Field(LEASE_MS, ge=2 * BEAT_MS)
+    web_bind: str = "127.0.0.1"
+    web_port: int = Field(6066, ge=0, lt=65536)
+    web_token: SecretStr = SecretStr("")
+    web_url: str | None = None
+    """Address of this node's page as others reach it; default http://{web_bind}:{web_port}."""
+    redis_enabled: bool = True
+    digest_key: SecretStr = SecretStr("")
+    """Key of the digests of parameters on taskworker.update; the same on every node."""
+    secret_names: str = "password,passwd,secret,token,api_key,apikey,access_key,private_key,credential"
+    """Parameters with one of these words in their name are masked wherever they leave a worker."""
+    max_record_bytes: int = Field(1_000_000, ge=1_000)
+    max_ids_per_event: int = Field(10_000, ge=1)
+    max_attachments_bytes: int = Field(256 * 1024, ge=100)
+    batch_max_events: int = Field(500, ge=1, le=10_000)
+    terminal_retention_ms: int = Field(7 * 24 * 3600 * 1000, ge=1_000)
+
+    @field_validator("kafka_host", "redis_host", mode="before")
+    @classmethod
+    def _blank_is_localhost(cls, value: object) -> object:
+        return value if value is None or str(value).strip() else "localhost"
+
+    @model_validator(mode="after")
+    def _guard_open_web(self) -> Settings:
+        if not self.web_token.get_secret_value() and not _is_loopback(self.web_bind):
+            raise ValueError(
+                f"SKALDS_WEB_BIND={self.web_bind} opens the status page beyond this machine: set SKALDS_WEB_TOKEN, or bind 127.0.0.1"
+            )
+        return self
+
+    @classmethod
+    def load(cls, **overrides: object) -> Settings:
+        """Read environment and `.env`; `overrides` win. Raises ConfigError naming each wrong setting and never its value."""
+        try:
+            return cls(**overrides)  # type: ignore[arg-type]  # pydantic checks them
+        except ValidationError as error:
+            lines = [f"{_shown(item['loc'])}: {item['msg']}" for item in error.errors(include_input=False, include_url=False)]
+            raise ConfigError("wrong settings:\n  " + "\n  ".join(lines)) from None
+
+    @property
+    def bootstrap(self) -> str:
+        return f"{self.kafka_host}:{self.kafka_port}"
+
+    @property
+    def worker_modules(self) -> tuple[str, ...]:
+        return tuple(name.strip() for name in self.workers.split(",") if name.strip())
+
+    @property
+    def advertised_url(self) -> str:
+        return self.web_url or f"http://{self.web_bind}:{self.web_port}"
+
+    @cached_property
+    def secret_words(self) -> frozenset[str]:
+        return frozenset(word.strip().lower() for word in self.secret_names.split(",") if word.strip())
+
+    @cached_property
+    def agreed_hash(self) -> str:
+        """Digest of the settings that all nodes of a cluster must share; travels in heartbeats."""
+        agreed = f"{self.app}|{self.cluster}|{self.topic_prefix}|{self.lease_ms}|{self.kafka_topic_partitions}"
+        return hashlib.sha256(agreed.encode()).hexdigest()[:12]
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _shown(location: tuple[int | str, ...]) -> str:
+    return ".".join(str(part) for part in location) or "settings"

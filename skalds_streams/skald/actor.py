@@ -1,0 +1,125 @@
+"""One worker's life here: start its host, pass on updates, stop it, and say what became of it, once, after the host was reaped."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from skalds_streams.core.reconcile import Run
+from skalds_streams.core.row import Row
+from skalds_streams.errors import HostError
+from skalds_streams.skald.hosts import ExitInfo, Host, HostPool, RunSpec
+from skalds_streams.skald.reporter import Reporter
+
+log = structlog.get_logger(__name__)
+
+
+class Actor:
+    """See the module. `run` returns when the host is gone and the last report is queued."""
+
+    def __init__(self, row: Row, pool: HostPool, reporter: Reporter, *, log_dir: Path, budgets: Callable[[str], tuple[float, float]]) -> None:
+        """budgets: class name → (seconds for the release handler, seconds between SIGTERM and SIGKILL)."""
+        self.task_id, self.epoch = row.task_id, row.epoch
+        self._row, self._pool, self._reporter, self._budgets = row, pool, reporter, budgets
+        self._log_path = log_dir / f"{_file_name(row.task_id)}.log"
+        self._host: Host | None = None
+        self._version = row.attachments_version
+        self._stop_reason: str | None = None
+        self._stop_asked = asyncio.Event()
+        self._ended: dict[str, Any] | None = None
+
+    @property
+    def as_run(self) -> Run:
+        return Run(self.epoch, self._version, stopping=self._stop_reason is not None)
+
+    @property
+    def pid(self) -> int | None:
+        return self._host.pid if self._host is not None else None
+
+    def stop(self, reason: str) -> None:
+        """Ask for the end. Returns at once; `run` does the rest."""
+        self._stop_reason = self._stop_reason or reason
+        self._stop_asked.set()
+
+    async def push(self, row: Row) -> None:
+        """Newer parameters for the running worker; answered by Applied or Refused."""
+        self._row, self._version = row, row.attachments_version
+        if self._host is not None:
+            await self._host.update(row.attachments_version, _plain(row.attachments))
+
+    async def run(self) -> None:
+        if self._stop_reason is not None:
+            self._say_end(None)
+            return
+        spec = RunSpec(
+            task_id=self.task_id,
+            class_name=self._row.class_name or "",
+            epoch=self.epoch,
+            attachments=_plain(self._row.attachments),
+            version=self._row.attachments_version,
+            log_path=str(self._log_path),
+        )
+        started_with = spec.version
+        try:
+            self._host = await self._pool.run(spec, self._on_event)
+        except HostError as error:
+            self._reporter.say("Failed", self.task_id, self.epoch, error=_error("HostError", str(error)), retryable=True)
+            return
+        if self._version != started_with:
+            await self._host.update(self._version, _plain(self._row.attachments))
+        self._say_end(await self._until_ended(self._host))
+
+    async def _until_ended(self, host: Host) -> ExitInfo:
+        ended = asyncio.ensure_future(host.wait_ended())
+        asked = asyncio.ensure_future(self._stop_asked.wait())
+        try:
+            await asyncio.wait({ended, asked}, return_when=asyncio.FIRST_COMPLETED)
+            if not ended.done():
+                release_s, terminate_s = self._budgets(self._row.class_name or "")
+                await host.stop(self._stop_reason or "stop", release_s=release_s, terminate_s=terminate_s)
+            return await ended
+        finally:
+            asked.cancel()
+
+    def _on_event(self, event: dict[str, Any]) -> None:
+        kind = event.get("op")
+        if kind == "running":
+            self._reporter.say("Running", self.task_id, self.epoch, version=event["version"])
+        elif kind == "applied":
+            self._reporter.say("Applied", self.task_id, self.epoch, version=event["version"])
+        elif kind == "refused":
+            self._reporter.say("Refused", self.task_id, self.epoch, version=event["version"], error=event.get("error"))
+        elif kind in ("finished", "failed", "stopped"):
+            self._ended = event
+
+    def _say_end(self, exit_info: ExitInfo | None) -> None:
+        """The last word on this epoch. What the host said last counts; a host that said nothing has crashed or was stopped."""
+        event = self._ended or {}
+        if event.get("op") == "finished":
+            self._reporter.say("Finished", self.task_id, self.epoch)
+        elif event.get("op") == "failed":
+            error, retryable = event.get("error"), bool(event.get("retryable", True))
+            self._reporter.say("Failed", self.task_id, self.epoch, error=error, retryable=retryable)
+        elif self._stop_reason is not None:
+            steps = list(self._host.steps) if self._host is not None else []
+            self._reporter.say("Stopped", self.task_id, self.epoch, reason=self._stop_reason, steps=steps)
+        else:
+            what = exit_info.reason if exit_info is not None else "never started"
+            error = _error("ProcessExit", f"the worker's process ended without a word: {what}")
+            self._reporter.say("Failed", self.task_id, self.epoch, error=error, retryable=True)
+
+
+def _error(kind: str, message: str) -> dict[str, Any]:
+    return {"type": kind, "message": message, "traceback": []}
+
+
+def _plain(attachments: Any) -> dict[str, Any] | None:
+    return None if attachments is None else dict(attachments)
+
+
+def _file_name(task_id: str) -> str:
+    return "".join(char if char.isalnum() or char in "-_." else f"%{ord(char):x}" for char in task_id)[:180]

@@ -1,0 +1,104 @@
+"""Sends this skald's heartbeats: the next one BEAT_MS after the last was acknowledged, never sooner, by a producer of its own.
+
+The whole document goes out on change and every FULL_EVERY_MS, a short one otherwise. A beat whose fate is unknown is sent again under the same number.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from time import monotonic
+from typing import Any
+
+import orjson
+import structlog
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError as ClientError
+
+from skalds_streams.settings import BEAT_MS
+from skalds_streams.topics import Topics
+
+FULL_EVERY_MS = 30_000
+REQUEST_TIMEOUT_MS = 3_000
+AGAIN_S = 0.5
+
+log = structlog.get_logger(__name__)
+
+
+class Heartbeat:
+    """`run` beats until cancelled; `leave` says that every worker here is gone."""
+
+    def __init__(
+        self,
+        topics: Topics,
+        client: Mapping[str, Any],
+        *,
+        skald_id: str,
+        incarnation: str,
+        describe: Callable[[], dict[str, Any]],
+        running: Callable[[], int],
+        seen: Callable[[], int],
+    ) -> None:
+        """describe: the long-lived part of the document; running: workers here; seen: last heartbeat offset read."""
+        self._topics = topics
+        self._client = {**client, "request_timeout_ms": REQUEST_TIMEOUT_MS}
+        self._skald_id, self._incarnation = skald_id, incarnation
+        self._describe, self._running, self._seen = describe, running, seen
+        self._producer: AIOKafkaProducer | None = None
+        self._n = 0
+        self._told: dict[str, Any] | None = None
+        self._told_at = 0.0
+        self.first_acknowledged = asyncio.Event()
+        self.last_acknowledged_at = 0.0
+        """Monotonic time, in seconds, at which the last acknowledged beat was sent."""
+
+    async def start(self) -> None:
+        self._producer = AIOKafkaProducer(**self._client, acks="all", linger_ms=0)
+        await self._producer.start()
+
+    async def stop(self) -> None:
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            await producer.stop()
+
+    async def run(self) -> None:
+        failing = False
+        while True:
+            try:
+                await self._beat(self._describe())
+                failing = False
+            except (ClientError, OSError, TimeoutError) as error:
+                if not failing:
+                    log.warning("heartbeat.not_acknowledged", error=repr(error))
+                failing = True
+                await asyncio.sleep(AGAIN_S)
+                continue
+            await asyncio.sleep(BEAT_MS / 1000)
+
+    async def leave(self, timeout_s: float = 3.0) -> None:
+        """Say `leaving`: sent after the last host was reaped, so this incarnation is dead at once. Given up after `timeout_s`."""
+        with suppress(ClientError, OSError, TimeoutError):
+            await asyncio.wait_for(self._beat({**self._describe(), "state": "leaving"}), timeout_s)
+
+    async def _beat(self, described: dict[str, Any]) -> None:
+        if self._producer is None:
+            raise RuntimeError("the heartbeat is not started")
+        doc: dict[str, Any] = {
+            "v": 1,
+            "skald_id": self._skald_id,
+            "incarnation": self._incarnation,
+            "n": self._n + 1,
+            "seen": self._seen(),
+            "running": self._running(),
+        }
+        now = monotonic()
+        full = described != self._told or (now - self._told_at) * 1000 >= FULL_EVERY_MS
+        if full:
+            doc |= described
+        await self._producer.send_and_wait(self._topics.heartbeat, orjson.dumps(doc), key=self._skald_id.encode(), partition=0)
+        self._n += 1
+        self.last_acknowledged_at = now
+        self.first_acknowledged.set()
+        if full:
+            self._told, self._told_at = described, now

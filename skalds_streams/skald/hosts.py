@@ -1,0 +1,355 @@
+"""The pool: keeps the zygote alive and a few forked hosts ready, and hands them out.
+
+    pool = HostPool(modules=["examples.workers"])
+    catalogue = await pool.start()
+    host = await pool.run(spec, on_event)
+    await host.stop("cancelled", release_s=5, terminate_s=2)
+    await pool.stop()
+
+Rules: one loop, no threads. A host is held by its pidfd before it is released to run. A lost zygote takes its hosts
+down (the kernel kills them; each has ended only when its own group is empty) and is started again with backoff; `run`
+waits for it. At most one zygote runs. What does not live here: one host's life (`host`), what is to run where.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from skalds_streams.errors import HostError
+from skalds_streams.skald.host import ExitInfo, Host, OnEvent, RunSpec
+from skalds_streams.worker.channel import Channel
+from skalds_streams.worker.frames import Frame
+
+__all__ = ["Catalogue", "ExitInfo", "Host", "HostPool", "OnEvent", "RunSpec"]
+
+START_TIMEOUT_S = 30.0
+"""For importing all of the user's modules."""
+TAKE_TIMEOUT_S = 30.0
+"""How long `run` waits for a host, a restart of the zygote included."""
+RUN_TRIES = 5
+"""Hosts that may turn out to be dead before `run` gives up."""
+STOP_HOSTS_S = 5.0
+STOP_ZYGOTE_S = 2.0
+BACKOFF_S = 0.1
+BACKOFF_MAX_S = 10.0
+STABLE_S = 60.0
+"""A zygote that lived this long resets the backoff."""
+RESPAWN_S = 1.0
+"""Pause before a spare that died, or could not be forked, is replaced."""
+
+
+@dataclass(frozen=True, slots=True)
+class Catalogue:
+    """What the user's modules hold.
+
+    `classes`: name → {"module", "schema", "aliases", "isolation", "release_s", "terminate_s"} (budgets in seconds).
+    `not_loadable`: module or `module.Class` → why it can't run, a traceback or a sentence.
+    """
+
+    classes: Mapping[str, Mapping[str, Any]]
+    not_loadable: Mapping[str, str]
+
+    @classmethod
+    def from_frame(cls, frame: Frame) -> Catalogue:
+        """From the zygote's ready frame."""
+        return cls(frame["classes"], frame["not_loadable"])
+
+
+class _Zygote:
+    """The zygote process: its control channel and its pidfd."""
+
+    def __init__(
+        self, command: Sequence[str], *, on_frame: Callable[[Frame], None], on_lost: Callable[[_Zygote, str], None]
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._on_lost = on_lost
+        self.started_at = self._loop.time()
+        self.gone: asyncio.Future[str] = self._loop.create_future()
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                self._process = _launch_process(command, theirs.fileno())
+        except OSError:
+            ours.close()
+            raise
+        self._pidfd = os.pidfd_open(self._process.pid)
+        self._loop.add_reader(self._pidfd, self._on_exit)
+        self.channel = Channel(ours, on_frame, lambda _reason: self.kill())
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def kill(self) -> None:
+        if not self.gone.done():
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    def _on_exit(self) -> None:
+        self._loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        code = self._process.wait()
+        self.channel.drain()
+        self.channel.close()
+        reason = f"exit code {code}" if code >= 0 else f"signal {-code}"
+        self.gone.set_result(reason)
+        self._on_lost(self, reason)
+
+
+def _launch_process(command: Sequence[str], fd: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(  # noqa: S603  # our own module
+        [*command, "--fd", str(fd), "--parent", str(os.getpid())],
+        pass_fds=[fd],
+        stdin=subprocess.DEVNULL,
+        stdout=2,  # what modules print at import belongs to the log of this process
+        start_new_session=True,
+    )
+
+
+class HostPool:
+    """Worker hosts of one node. All methods belong to the loop that called `start`."""
+
+    def __init__(
+        self,
+        *,
+        modules: Sequence[str],
+        lock_fd: int | None = None,
+        spares: int = 2,
+        python: str = sys.executable,
+        log: Any = None,
+    ) -> None:
+        self._command = [python, "-m", "skalds_streams.worker.zygote", "--modules", ",".join(modules)]
+        self._lock_fds = [] if lock_fd is None else [lock_fd]
+        self._spares = spares
+        self._log = log if log is not None else structlog.get_logger("skalds.hosts")
+        self._names = (f"h{number}" for number in itertools.count(1))
+        self._zygote: _Zygote | None = None
+        self._ready: asyncio.Future[Catalogue] | None = None
+        self._catalogue: Catalogue | None = None
+        self._relaunch: asyncio.Task[None] | None = None
+        self._backoff_s = BACKOFF_S
+        self._refill_later: asyncio.TimerHandle | None = None
+        self._spawning: dict[str, socket.socket] = {}
+        self._waiting: deque[asyncio.Future[Host]] = deque()
+        self._idle: deque[Host] = deque()
+        self._hosts: dict[str, Host] = {}
+        self._stopping = False
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """The classes of the zygote that runs, or ran last. Raises HostError before `start`."""
+        if self._catalogue is None:
+            raise HostError("the pool has not been started")
+        return self._catalogue
+
+    @property
+    def zygote_pid(self) -> int | None:
+        """None while there is none."""
+        return self._zygote.pid if self._zygote else None
+
+    @property
+    def idle_pids(self) -> list[int]:
+        """The spare hosts."""
+        return [host.pid for host in self._idle]
+
+    async def start(self) -> Catalogue:
+        """Start the zygote, wait until it has imported the user's modules. Raises HostError if it does not come up."""
+        if self._zygote is not None or self._relaunch is not None:
+            raise HostError("the pool has been started already")
+        self._stopping = False
+        await self._launch()
+        return self.catalogue
+
+    async def run(self, spec: RunSpec, on_event: OnEvent) -> Host:
+        """Give the task to a host. Raises HostError for an unknown class, or when no host comes in TAKE_TIMEOUT_S."""
+        if spec.class_name not in self.catalogue.classes:
+            raise HostError(f"class {spec.class_name} is not loaded here")
+        for _ in range(RUN_TRIES):
+            host = await self._take()
+            try:
+                begun = host.begin(spec, on_event)
+            except HostError:
+                self._idle.append(host)
+                raise
+            if begun:
+                return host
+        raise HostError(f"{RUN_TRIES} worker hosts died before they could run anything")
+
+    async def stop(self) -> None:
+        """Kill every host, end the zygote. Takes at most STOP_HOSTS_S + STOP_ZYGOTE_S + a moment."""
+        self._stopping = True
+        if self._relaunch is not None:
+            self._relaunch.cancel()
+            await asyncio.wait({self._relaunch})
+        if self._refill_later is not None:
+            self._refill_later.cancel()
+        for waiter in self._waiting:
+            if not waiter.done():
+                waiter.set_exception(HostError("the pool is stopped"))
+        self._drop_spawning()
+        await self._end_hosts()
+        if self._zygote is not None:
+            await self._end_zygote(self._zygote)
+
+    async def _end_hosts(self) -> None:
+        hosts = list(self._hosts.values())
+        for host in hosts:
+            host.kill()
+        if hosts:
+            await asyncio.wait([asyncio.ensure_future(host.wait_ended()) for host in hosts], timeout=STOP_HOSTS_S)
+        for host in hosts:
+            if not host.ended:
+                self._log.error("host does not end", host_pid=host.pid)
+                host.abandon()
+
+    async def _end_zygote(self, zygote: _Zygote) -> None:
+        zygote.channel.close()
+        done, _ = await asyncio.wait({zygote.gone}, timeout=STOP_ZYGOTE_S)
+        if not done:
+            zygote.kill()
+            await asyncio.wait({zygote.gone}, timeout=STOP_ZYGOTE_S)
+
+    async def _launch(self) -> None:
+        self._ready = ready = asyncio.get_running_loop().create_future()
+        self._zygote = zygote = _Zygote(self._command, on_frame=self._on_frame, on_lost=self._on_zygote_lost)
+        try:
+            either: list[asyncio.Future[Any]] = [ready, zygote.gone]
+            await asyncio.wait(either, timeout=START_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
+            if not ready.done():
+                ended = (
+                    f"ended with {zygote.gone.result()}"
+                    if zygote.gone.done()
+                    else f"is not ready in {START_TIMEOUT_S:g} s"
+                )
+                raise HostError(f"the zygote {ended}: {' '.join(self._command)}")
+            self._catalogue = ready.result()
+        except BaseException:
+            self._ready = None
+            zygote.kill()
+            await asyncio.wait({zygote.gone})
+            raise
+        self._log.info("zygote ready", zygote_pid=zygote.pid, classes=sorted(self._catalogue.classes))
+        self._refill()
+
+    async def _launch_again(self) -> None:
+        """Until there is a zygote, with backoff."""
+        while self._zygote is None:
+            await asyncio.sleep(self._backoff_s)
+            self._backoff_s = min(2 * self._backoff_s, BACKOFF_MAX_S)
+            try:
+                await self._launch()
+            except (HostError, OSError) as error:
+                self._log.error("zygote does not start", error=str(error), next_try_s=self._backoff_s)
+        self._relaunch = None
+
+    def _on_zygote_lost(self, zygote: _Zygote, reason: str) -> None:
+        self._zygote = None
+        self._drop_spawning()
+        for host in list(self._hosts.values()):
+            host.exited(None)
+            host.kill()
+        starting = self._ready is None or not self._ready.done()
+        self._ready = None
+        if self._stopping or starting or self._relaunch is not None:
+            return  # the end was meant, or whoever launched it deals with it
+        self._log.error("zygote lost", reason=reason, hosts=len(self._hosts))
+        if zygote.started_at + STABLE_S < asyncio.get_running_loop().time():
+            self._backoff_s = BACKOFF_S
+        self._relaunch = asyncio.create_task(self._launch_again())
+
+    def _on_frame(self, frame: Frame) -> None:
+        op = frame.get("op")
+        if op == "ready" and self._ready is not None and not self._ready.done():
+            self._ready.set_result(Catalogue.from_frame(frame))
+        elif op == "spawned":
+            self._on_spawned(frame)
+        elif op == "spawn_failed":
+            self._log.error("host could not be forked", error=frame["error"])
+            self._spawning.pop(frame["host"]).close()
+            self._refill_soon()
+        elif op == "exited" and (host := self._hosts.get(frame["host"])):
+            host.exited(frame["status"])
+
+    def _on_spawned(self, frame: Frame) -> None:
+        assert self._zygote is not None
+        pidfd = self._zygote.channel.take_fd()
+        sock = self._spawning.pop(frame["host"], None)
+        if sock is None:
+            os.close(pidfd)
+            return
+        host = Host(
+            name=frame["host"], pid=frame["pid"], pidfd=pidfd, sock=sock, log=self._log, on_ended=self._on_host_ended
+        )
+        self._hosts[host.name] = host
+        self._offer(host)
+
+    def _offer(self, host: Host) -> None:
+        """To who waits first, else to the spares."""
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_result(host)
+                return
+        self._idle.append(host)
+
+    async def _take(self) -> Host:
+        """A host that idles."""
+        if self._stopping:
+            raise HostError("the pool is stopped")
+        if self._idle:
+            host = self._idle.popleft()
+            self._refill()
+            return host
+        waiter: asyncio.Future[Host] = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiter)
+        self._refill()
+        try:
+            done, _ = await asyncio.wait({waiter}, timeout=TAKE_TIMEOUT_S)
+        except asyncio.CancelledError:
+            if not waiter.cancel() and waiter.exception() is None:
+                self._offer(waiter.result())
+            raise
+        if not done:
+            waiter.cancel()
+            raise HostError(f"no worker host in {TAKE_TIMEOUT_S:g} s")
+        return waiter.result()
+
+    def _refill(self) -> None:
+        """Ask for as many hosts as are waited for, and the spares."""
+        if self._zygote is None or self._stopping or self._ready is None or not self._ready.done():
+            return
+        wanted = self._spares + sum(not waiter.done() for waiter in self._waiting)
+        for _ in range(wanted - len(self._idle) - len(self._spawning)):
+            name = next(self._names)
+            ours, theirs = socket.socketpair()
+            with theirs:
+                self._spawning[name] = ours
+                self._zygote.channel.send({"op": "spawn", "host": name}, [theirs.fileno(), *self._lock_fds])
+
+    def _refill_soon(self) -> None:
+        if self._refill_later is not None:
+            self._refill_later.cancel()
+        self._refill_later = asyncio.get_running_loop().call_later(RESPAWN_S, self._refill)
+
+    def _drop_spawning(self) -> None:
+        """Hosts that were asked for and not confirmed see the end of their socket and die."""
+        for sock in self._spawning.values():
+            sock.close()
+        self._spawning.clear()
+
+    def _on_host_ended(self, host: Host) -> None:
+        self._hosts.pop(host.name, None)
+        if host in self._idle:
+            self._idle.remove(host)
+            self._refill_soon()

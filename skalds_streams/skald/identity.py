@@ -1,0 +1,132 @@
+"""Who this process is: a skald id, an incarnation, and the lock that proves that nobody else on this machine is it.
+
+Rules: the lock (flock) is on a file in the data directory, on a local file system; its descriptor is sent to every worker host and nobody ever calls LOCK_UN, so whoever
+gets the lock knows that the former process and all its workers are gone, and may say `replaces`. The file says whose lock it was.
+An unset id is drawn once and kept as the name of the file; a second process in the same directory takes another.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+
+from skalds_streams.errors import ConfigError
+
+WAIT_S = 30.0
+POLL_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """`lock_fd` stays open as long as the process lives. `replaces`: the incarnation whose end the lock proves, if any."""
+
+    skald_id: str
+    incarnation: str
+    lock_fd: int
+    replaces: str | None
+
+
+def claim_identity(
+    data_dir: Path,
+    skald_id: str | None,
+    *,
+    wait_s: float = WAIT_S,
+    on_wait: Callable[[str], object] = lambda holder: None,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Identity:
+    """Take the lock of an id. A given id is waited for, `wait_s` at most; an unset one is any free kept one, or a new one.
+
+    Raises ConfigError when another process on this machine keeps the id, or when the directory can't be used.
+    """
+    locks = data_dir / "skalds"
+    try:
+        locks.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"SKALDS_DATA_DIR={data_dir} can't be used: {error}") from None
+    if skald_id is None:
+        return _any_free(locks)
+    deadline = time.monotonic() + wait_s
+    path = locks / f"{_file_name(skald_id)}.lock"
+    while True:
+        identity = _try(path, skald_id)
+        if identity is not None:
+            return identity
+        if time.monotonic() >= deadline:
+            raise ConfigError(
+                f"another process on this machine runs as skald {skald_id!r} (lock {path}). Stop it, or set another SKALD_ID."
+            )
+        on_wait(str(path))
+        sleep(POLL_S)
+
+
+def _any_free(locks: Path) -> Identity:
+    for path in sorted(locks.glob("skalds-*.lock")):
+        identity = _try(path, path.stem)
+        if identity is not None:
+            return identity
+    while True:
+        drawn = f"skalds-{secrets.token_hex(3)[:5]}"
+        identity = _try(locks / f"{drawn}.lock", drawn)
+        if identity is not None:
+            return identity
+
+
+def _try(path: Path, skald_id: str) -> Identity | None:
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConfigError(f"the lock {path} can't be opened: {error}") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    former = _read(descriptor)
+    machine, boot = machine_id(), boot_id()
+    here = former.get("machine_id") == machine
+    replaces = former.get("incarnation") if here and former.get("skald_id") == skald_id else None
+    incarnation = f"{secrets.token_hex(8)}"
+    document = {"machine_id": machine, "boot_id": boot, "skald_id": skald_id, "incarnation": incarnation, "pid": os.getpid()}
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, orjson.dumps(document), 0)
+    os.fsync(descriptor)
+    return Identity(skald_id, incarnation, descriptor, replaces)
+
+
+def _read(descriptor: int) -> dict[str, str]:
+    try:
+        document = orjson.loads(os.pread(descriptor, 65_536, 0))
+    except orjson.JSONDecodeError:
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def _file_name(skald_id: str) -> str:
+    return "".join(char if char.isalnum() or char in "-_." else f"%{ord(char):x}" for char in skald_id)[:200]
+
+
+def machine_id() -> str:
+    """Identity of this machine; the host name where the system keeps none."""
+    for path in ("/etc/machine-id", "/var/lib/dbus/machine-id"):
+        try:
+            text = Path(path).read_text().strip()
+        except OSError:
+            continue
+        if text:
+            return text
+    return f"host:{socket.gethostname()}"
+
+
+def boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""

@@ -1,0 +1,120 @@
+"""Makes what runs here what the rows say: one supervisor, one actor a task.
+
+Rules: compared on every change and every RECONCILE_S as a net; only a row that names this incarnation at that moment counts; an epoch that ended here
+never starts again; a crash of one worker touches no other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+import structlog
+
+from skalds_streams.core.reconcile import Action, Push, SayStopped, Start, Stop, reconcile_task
+from skalds_streams.skald.actor import Actor
+from skalds_streams.skald.hosts import HostPool
+from skalds_streams.skald.reporter import Reporter
+from skalds_streams.view.cluster import ClusterView
+
+RECONCILE_S = 5.0
+
+log = structlog.get_logger(__name__)
+
+
+class Supervisor:
+    """See the module."""
+
+    def __init__(self, view: ClusterView, pool: HostPool, reporter: Reporter, *, incarnation: str, log_dir: Path) -> None:
+        self._view, self._pool, self._reporter = view, pool, reporter
+        self._incarnation, self._log_dir = incarnation, log_dir
+        self._actors: dict[str, Actor] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._done: dict[str, int] = {}
+        self._closing = False
+
+    @property
+    def running(self) -> int:
+        return len(self._actors)
+
+    @property
+    def held(self) -> Iterable[str]:
+        """Ids of the tasks that run here."""
+        return tuple(self._actors)
+
+    async def run(self) -> None:
+        """Follow the view until cancelled."""
+        with self._view.subscribe() as changes:
+            while True:
+                tasks: Iterable[str] = ()
+                try:
+                    tasks, _ = await asyncio.wait_for(changes.wait(), RECONCILE_S)
+                except TimeoutError:
+                    tasks = self._everything()
+                for task_id in tasks:
+                    await self.look_at(task_id)
+
+    def _everything(self) -> list[str]:
+        held = [i for i, row in self._view.rows.items() if row.holder is not None and row.holder.incarnation == self._incarnation]
+        return [*held, *(task_id for task_id in self._actors if task_id not in held)]
+
+    async def look_at(self, task_id: str) -> None:
+        """Do the one thing that is to be done for one task now."""
+        actor = self._actors.get(task_id)
+        action = reconcile_task(
+            task_id,
+            self._view.rows.get(task_id),
+            actor.as_run if actor is not None else None,
+            self._done.get(task_id, 0),
+            self._incarnation,
+        )
+        if action is not None and not self._closing:
+            await self._do(action)
+
+    async def _do(self, action: Action) -> None:
+        if isinstance(action, Start):
+            self._start(action)
+        elif isinstance(action, Push):
+            await self._actors[action.row.task_id].push(action.row)
+        elif isinstance(action, Stop):
+            self._actors[action.task_id].stop(action.reason)
+        elif isinstance(action, SayStopped):
+            self._done[action.task_id] = action.epoch
+            self._reporter.say("Stopped", action.task_id, action.epoch, reason=action.reason)
+
+    def _start(self, action: Start) -> None:
+        row = action.row
+        actor = Actor(row, self._pool, self._reporter, log_dir=self._log_dir, budgets=self._budgets)
+        self._actors[row.task_id] = actor
+        self._tasks[row.task_id] = asyncio.create_task(self._live(actor), name=f"actor-{row.task_id}")
+
+    async def _live(self, actor: Actor) -> None:
+        try:
+            await actor.run()
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:  # the edge of one worker: a defect of ours there must not end its siblings
+            log.exception("actor.failed", task=actor.task_id, epoch=actor.epoch)
+            fault = {"type": type(error).__name__, "message": str(error), "traceback": []}
+            self._reporter.say("Failed", actor.task_id, actor.epoch, error=fault, retryable=True)
+        self._done[actor.task_id] = actor.epoch
+        self._actors.pop(actor.task_id, None)
+        self._tasks.pop(actor.task_id, None)
+        if not self._closing:
+            await self.look_at(actor.task_id)
+
+    def _budgets(self, class_name: str) -> tuple[float, float]:
+        described = self._pool.catalogue.classes.get(class_name, {})
+        return float(described.get("release_s", 5.0)), float(described.get("terminate_s", 2.0))
+
+    async def close(self, reason: str = "leaving") -> None:
+        """Stop every worker, all at once, and wait for their hosts to be reaped. Starts nothing from now on."""
+        self._closing = True
+        for actor in list(self._actors.values()):
+            actor.stop(reason)
+        tasks = list(self._tasks.values())
+        if tasks:
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait(tasks)

@@ -1,0 +1,85 @@
+"""Reads whole topics from their beginning, for ever, with a consumer of its own and no group.
+
+After an error of the client the reader starts over where it was; what it delivered is never delivered twice in one life.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import structlog
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError as ClientError
+
+from skalds_streams.model.record import Record
+
+AGAIN_S = 1.0
+POLL_MS = 1_000
+
+log = structlog.get_logger(__name__)
+
+
+class TopicReader:
+    """Hands every committed record of some partitions to `on_records`, in offset order within a partition."""
+
+    def __init__(
+        self,
+        topic: str,
+        partitions: int,
+        client: Mapping[str, Any],
+        on_records: Callable[[Sequence[Record]], object],
+        *,
+        coalesce_ms: int = 0,
+    ) -> None:
+        """coalesce_ms: wait up to this long for more records before a fetch returns; 0 returns the first at once."""
+        self._tps = [TopicPartition(topic, number) for number in range(partitions)]
+        self._client, self._on_records = dict(client), on_records
+        if coalesce_ms:
+            self._client |= {"fetch_min_bytes": 1_000_000, "fetch_max_wait_ms": coalesce_ms}
+        self._next: dict[TopicPartition, int] = {}
+        self.caught_up = asyncio.Event()
+        """Set once everything that was there at the start has been delivered."""
+
+    async def run(self) -> None:
+        """Read until cancelled."""
+        while True:
+            try:
+                await self._read()
+            except (ClientError, OSError, TimeoutError) as error:
+                log.warning("reader.again", topic=self._tps[0].topic, error=repr(error))
+                await asyncio.sleep(AGAIN_S)
+
+    async def _read(self) -> None:
+        consumer = AIOKafkaConsumer(
+            **self._client, group_id=None, isolation_level="read_committed", enable_auto_commit=False, auto_offset_reset="earliest"
+        )
+        await consumer.start()
+        try:
+            consumer.assign(self._tps)
+            ends = await consumer.end_offsets(self._tps)
+            for tp in self._tps:
+                if tp in self._next:
+                    consumer.seek(tp, self._next[tp])
+                else:
+                    await consumer.seek_to_beginning(tp)
+            while True:
+                if not self.caught_up.is_set() and await self._reached(consumer, ends):
+                    self.caught_up.set()
+                wait_ms = POLL_MS if self.caught_up.is_set() else 20
+                for tp, records in (await consumer.getmany(timeout_ms=wait_ms)).items():
+                    self._on_records([_record(item) for item in records])
+                    self._next[tp] = records[-1].offset + 1
+        finally:
+            await consumer.stop()
+
+    async def _reached(self, consumer: AIOKafkaConsumer, ends: Mapping[TopicPartition, int]) -> bool:
+        for tp, end in ends.items():
+            if await consumer.position(tp) < end:
+                return False
+        return True
+
+
+def _record(item: Any) -> Record:
+    return Record(item.topic, item.partition, item.offset, item.key, item.value, item.timestamp, item.headers)

@@ -1,0 +1,135 @@
+"""What a row means, in words for people: one sentence on what it waits for or what went wrong, and what became of the
+last update.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from skalds_streams.core.row import Cause, Release, Row, Status, Wanted
+from skalds_streams.projections.masking import error_text
+
+Clean = Callable[[Any], Any]
+UpdateState = Literal["applied", "pending", "refused"]
+
+_SUPERSEDED = re.compile(r"(superseded by \w+) at (\d{12,14})")
+
+NOT_READY: Mapping[str, str] = {
+    "view_caught_up": "This node is still reading the changelog: what you see is not complete yet.",
+    "journals_open": "This node has not opened all of its journals yet: commands for its partitions wait.",
+    "heartbeat_acknowledged": "No heartbeat of this node was acknowledged yet: it gets no tasks.",
+    "workers_loaded": "The worker classes of this node are not loaded yet.",
+}
+WANTED: Mapping[Wanted, str] = {
+    Wanted.RUN: "It should run",
+    Wanted.PAUSE: "It should be paused",
+    Wanted.CANCEL: "It should not run",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """What the status alone does not say. `at_ms`: the moment that ends the sentence, 0 for none."""
+
+    text: str = ""
+    at_ms: int = 0
+    tone: Literal["", "wait", "bad"] = ""
+
+
+def situation(row: Row, clean: Clean) -> Situation:
+    """clean: masks secrets in any text of this row (`projections.masking.text_cleaner`)."""
+    if row.holder is not None:
+        return _held(row, row.holder.skald_id, clean)
+    if row.is_waiting:
+        return _waiting(row, clean)
+    if row.status is Status.FAILED:
+        failure = error_text(clean(row.error)) or "failed without a word"
+        return Situation(f"{failure} ({clean(row.note)})" if row.note else failure, tone="bad")
+    return _noted(row, clean)
+
+
+def _held(row: Row, skald_id: str, clean: Clean) -> Situation:
+    if row.wanted is Wanted.CANCEL:
+        return Situation(f"Cancel was asked; {skald_id} is stopping it", tone="wait")
+    if row.wanted is Wanted.PAUSE:
+        return Situation(f"Pause was asked; {skald_id} is stopping it", tone="wait")
+    if row.release is Release.RESTART:
+        return Situation(f"Restarting; {skald_id} is stopping the present run", tone="wait")
+    if row.release is Release.MOVE:
+        return Situation(f"Moving; {skald_id} is stopping the present run", tone="wait")
+    if row.status is Status.ASSIGNING:
+        return Situation(f"Starting on {skald_id}", tone="wait")
+    if row.attempt:
+        return Situation(
+            f"Runs again after {crashes(row.attempt)}; the last was {error_text(clean(row.error)) or 'unknown'}"
+        )
+    return _noted(row, clean)
+
+
+def _waiting(row: Row, clean: Clean) -> Situation:
+    if row.retry_at_ms:
+        text = f"{error_text(clean(row.error)) or 'crashed'} ({crashes(row.attempt)}). Next try"
+        return Situation(text, at_ms=row.retry_at_ms, tone="bad")
+    if row.waiting:
+        return Situation("No skald can take it: " + "; ".join(waiting_reasons(row, clean)), tone="wait")
+    return Situation("Waits for a skald", tone="wait")
+
+
+def waiting_reasons(row: Row, clean: Clean) -> list[str]:
+    """One reason a skald: "a: full 8/8"."""
+    reasons = clean(dict(row.waiting or {}))
+    return [reason if skald_id == "*" else f"{skald_id}: {reason}" for skald_id, reason in sorted(reasons.items())]
+
+
+def _noted(row: Row, clean: Clean) -> Situation:
+    """The note, its time as a time."""
+    superseded = _SUPERSEDED.fullmatch(row.note or "")
+    return Situation(superseded[1], int(superseded[2])) if superseded else Situation(clean(row.note) or "")
+
+
+def crashes(attempt: int) -> str:
+    """The number in words: "1 crash", "2 crashes"."""
+    return "1 crash" if attempt == 1 else f"{attempt} crashes"
+
+
+def update_state(row: Row) -> UpdateState | None:
+    """What became of the newest parameters; None when the task never had any."""
+    if row.attachments_version == 0:
+        return None
+    if row.applied_version >= row.attachments_version:
+        return "applied"
+    if row.refused is not None and row.refused.get("version") == row.attachments_version:
+        return "refused"
+    return "pending"
+
+
+def cause_words(cause: Cause, clean: Clean) -> str:
+    """ "assign from task.assign, partition 3, offset 17: reason"."""
+    if not cause.topic:
+        return "not known"
+    reason = f": {clean(cause.reason)}" if cause.reason else ""
+    return f"{cause.kind} from {cause.topic}, partition {cause.partition}, offset {cause.offset}{reason}"
+
+
+def not_ready(readiness: Mapping[str, bool]) -> list[str]:
+    """A sentence for each thing that is not so yet."""
+    return [
+        NOT_READY.get(name, f"This node is not ready: {name.replace('_', ' ')}.")
+        for name, is_so in readiness.items()
+        if not is_so
+    ]
+
+
+def relative(at_ms: int, now_ms: int) -> str:
+    """ "12 s ago", "in 3 min"; the same words as static/common.js."""
+    seconds = abs(now_ms - at_ms) // 1000
+    if seconds < 1:
+        return "now"
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s")):
+        if seconds >= size:
+            text = f"{seconds // size} {unit}"
+            break
+    return f"in {text}" if at_ms > now_ms else f"{text} ago"

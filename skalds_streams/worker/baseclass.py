@@ -1,0 +1,175 @@
+"""The class that user code derives from, and the decorators that name its methods.
+
+    class Cam(BaseTaskWorker[CamParams]):
+        def initialize(self, data: CamParams) -> None: ...      # parameters, already validated
+
+        @run_main_handler
+        def run(self) -> None: ...                              # the job; returning ends the task
+
+Order of a run: `initialize` → before → main → after → release. Every method may be `async def`. Rules:
+
+- One method a decorator and class. Two are an error when the class is defined. A subclass that decorates a method of
+  its own replaces the inherited one; one that only overrides the method needs no decorator.
+- before and main: what they raise fails the run. after and release: what they raise is logged.
+- release runs exactly once, however the run ends, once `initialize` has begun. It may take `(self)` or `(self,
+  signum, frame)`: signum is SIGTERM after a stop, else 0.
+- A stop raises `SystemExit` in a main that is `def`, and cancels one that is `async def`; `is_done` is true from then
+  on.
+- The update handler is called beside main: in a thread, or on the worker's loop if it is `async def`. What it raises
+  refuses the update.
+
+What does not live here: finding classes (`registry`) and calling the methods (`run`).
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import secrets
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable
+from typing import Any, ClassVar, Generic, Self, TypeVar, get_args, get_origin
+
+from pydantic import BaseModel
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
+
+BEFORE = "run_before_handler"
+MAIN = "run_main_handler"
+AFTER = "run_after_handler"
+RELEASE = "release_handler"
+UPDATE = "update_event_handler"
+_ROLES_ATTRIBUTE = "__skalds_roles__"
+
+
+class NonRetryableError(Exception):
+    """Raise it in a worker when trying again can't help: the task fails at once instead of being restarted."""
+
+
+class BaseTaskWorker(ABC, Generic[ModelT]):
+    """One long-lived job with parameters of the type `ModelT`. See the module for the order and the rules."""
+
+    release_s: float = 5.0
+    """Time that a stop leaves to main and the release handler, in seconds. Then SIGTERM follows."""
+    terminate_s: float = 2.0
+    """Time between that SIGTERM and SIGKILL of everything the worker started, in seconds."""
+
+    task_id: str
+    task_type: str
+    """The class's name."""
+    epoch: int
+    """Fencing token: greater at every placement of the task. Hand it to sinks that can refuse an older one."""
+    is_done: bool
+    """True once the run was asked to stop, or main has returned."""
+    logger: logging.LoggerAdapter[logging.Logger]
+    """Writes to the task's log file. Records carry `task_id` and `epoch`."""
+
+    _handlers: ClassVar[dict[str, str]] = {}
+
+    def __new__(cls, *_args: object, **_kwargs: object) -> Self:
+        """Give every worker an identity before its own __init__ runs; outside of a host it is a made-up one."""
+        worker = super().__new__(cls)
+        worker._bind(f"MOCK_TASK_{secrets.token_hex(4)}", epoch=0)
+        return worker
+
+    def __init__(self, *_args: object, **_kwargs: object) -> None:
+        """Nothing is required. What upstream passes (task and configs) is accepted and not used."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls._handlers = _collect_handlers(cls)
+
+    @abstractmethod
+    def initialize(self, data: ModelT) -> Awaitable[None] | None:
+        """Take the parameters and prepare the run."""
+
+    @classmethod
+    def get_data_model(cls) -> type[BaseModel]:
+        """The model named in `BaseTaskWorker[Model]`. Raises TypeError when the class names none."""
+        for klass in cls.__mro__:
+            for base in klass.__dict__.get("__orig_bases__", ()):
+                origin = get_origin(base)
+                if not (inspect.isclass(origin) and issubclass(origin, BaseTaskWorker)):
+                    continue
+                for argument in get_args(base):
+                    if inspect.isclass(argument) and issubclass(argument, BaseModel):
+                        return argument
+        raise TypeError(
+            f"{cls.__name__} must name its parameters: class {cls.__name__}(BaseTaskWorker[YourPydanticModel])"
+        )
+
+    @classmethod
+    def _create(cls, task_id: str, *, epoch: int) -> Self:
+        """A worker that knows its task from the first line of its own __init__ on."""
+        worker = cls.__new__(cls)
+        worker._bind(task_id, epoch=epoch)
+        cls.__init__(worker)
+        return worker
+
+    def _bind(self, task_id: str, *, epoch: int) -> None:
+        self.task_id = task_id
+        self.task_type = type(self).__name__
+        self.epoch = epoch
+        self.is_done = False
+        self.logger = logging.LoggerAdapter(
+            logging.getLogger(f"worker.{self.task_type}"), {"task_id": task_id, "epoch": epoch}
+        )
+
+    def _handler(self, role: str) -> Callable[..., Any] | None:
+        """The bound method that carries the decorator `role`, or None."""
+        name = self._handlers.get(role)
+        handler: Callable[..., Any] | None = getattr(self, name) if name else None
+        return handler
+
+
+def run_before_handler(function: FunctionT) -> FunctionT:
+    """Runs after `initialize` and before main."""
+    return _mark(function, BEFORE)
+
+
+def run_main_handler(function: FunctionT) -> FunctionT:
+    """The job itself. The task is finished when it returns."""
+    return _mark(function, MAIN)
+
+
+def run_after_handler(function: FunctionT) -> FunctionT:
+    """Runs after main has returned. Not after a stop or an error."""
+    return _mark(function, AFTER)
+
+
+def release_handler(function: FunctionT) -> FunctionT:
+    """Frees what the run holds. Called exactly once, however the run ends."""
+    return _mark(function, RELEASE)
+
+
+def update_event_handler(function: FunctionT) -> FunctionT:
+    """Takes new parameters while main runs: `def on_update(self, data: Model)`."""
+    return _mark(function, UPDATE)
+
+
+def _mark(function: FunctionT, role: str) -> FunctionT:
+    if not inspect.isfunction(function):
+        raise TypeError(f"@{role} goes on a method, directly above its `def`, not on {function!r}")
+    roles: frozenset[str] = getattr(function, _ROLES_ATTRIBUTE, frozenset())
+    setattr(function, _ROLES_ATTRIBUTE, roles | {role})
+    return function
+
+
+def _collect_handlers(cls: type[BaseTaskWorker[Any]]) -> dict[str, str]:
+    """Role → method name. Own methods win over inherited ones; anything ambiguous raises TypeError."""
+    own: dict[str, list[str]] = {}
+    for name, value in vars(cls).items():
+        for role in getattr(value, _ROLES_ATTRIBUTE, ()):
+            own.setdefault(role, []).append(name)
+    inherited: dict[str, list[str]] = {}
+    for base in cls.__bases__:
+        for role, name in getattr(base, "_handlers", {}).items():
+            inherited.setdefault(role, []).append(name)
+    handlers = {}
+    for role in own.keys() | inherited.keys():
+        names = sorted(set(own.get(role) or inherited[role]))
+        if len(names) > 1:
+            raise TypeError(f"{cls.__qualname__} has more than one @{role}: {', '.join(names)}. Decorate one of them.")
+        handlers[role] = names[0]
+    return handlers

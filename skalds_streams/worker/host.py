@@ -1,0 +1,156 @@
+"""The child process that runs one worker. Forked by the zygote, it waits for a "run" frame, runs, and exits 0 after
+its last frame.
+
+The main thread runs user code; an I/O thread reads the socket; updates have a thread of their own. Rules:
+
+- The end of the stream means that the skald is gone: the process group is killed at once.
+- Nothing is sent after the last frame, and no frame is ever cut by a stop.
+- The process ends by `os._exit`: threads that user code left behind do not keep it. What they started dies with the
+  process group.
+
+What does not live here: the order of the hooks (`run`), forking (`zygote`).
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from io import TextIOWrapper
+from pathlib import Path
+from typing import NoReturn
+
+from skalds_streams.worker import kernel, outcome
+from skalds_streams.worker.frames import Frame, recv_frame, send_frame
+from skalds_streams.worker.registry import Registry
+from skalds_streams.worker.run import Run
+from skalds_streams.worker.stopper import Stopper
+
+LOG_ROTATE_BYTES = 1 << 20
+"""A log file above this at the start of a run becomes `<name>.1`."""
+
+FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT}
+"""Never blocked: faulthandler writes them down."""
+
+
+class Host:
+    """This process's side of the conversation with the skald."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._lock = threading.Lock()
+        self._closed = False
+        self._stopper = Stopper()
+        self._run: Run | None = None
+
+    def serve(self, registry: Registry) -> None:
+        """Wait for the run, run it, say how it ended."""
+        frame = self._first_frame()
+        if frame is None:
+            return
+        self._stopper.install()
+        redirect_output(frame["log_path"])
+        kernel.set_name(f"skald:{frame['class']}")
+        worker_class = registry.classes.get(frame["class"])
+        if worker_class is None:
+            error = outcome.simple("UnknownClass", f"class {frame['class']} is not loaded on this node")
+            self.send({"op": "failed", "error": error, "retryable": True}, last=True)
+            return
+        configure_logging(task_id=frame["task_id"], epoch=frame["epoch"])
+        self._run = Run(worker_class, frame, send=self.send, stopper=self._stopper)
+        threading.Thread(target=self._read, name="skald-io", daemon=True).start()
+        self.send(self._run.execute(), last=True)
+
+    def send(self, frame: Frame, *, last: bool = False) -> None:
+        """Send a frame, from any thread. After the last one the others are dropped."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = last
+            try:
+                send_frame(self._sock, frame)
+            except OSError:
+                die()
+
+    def _first_frame(self) -> Frame | None:
+        """The run frame; None when the spare is not needed any more."""
+        received = recv_frame(self._sock)
+        if received is None:
+            die()
+        frame, _ = received
+        return frame if frame["op"] == "run" else None
+
+    def _read(self) -> None:
+        """The I/O thread. Signals are the main thread's."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - FAULTS)
+        assert self._run is not None
+        try:
+            while received := recv_frame(self._sock):
+                frame, _ = received
+                if frame["op"] == "update":
+                    self._run.update(frame)
+                elif frame["op"] == "stop":
+                    self._stopper.request()
+        finally:
+            die()
+
+
+def die() -> NoReturn:
+    """End this process and all that it started, now."""
+    kernel.kill_group(os.getpgrp())
+    os._exit(1)
+
+
+def host_main(sock: socket.socket, registry: Registry) -> NoReturn:
+    """The whole of a host's life, after the fork."""
+    atexit._clear()  # what the zygote's modules registered is the zygote's
+    Host(sock).serve(registry)
+    atexit._run_exitfuncs()
+    logging.shutdown()
+    flush_output()
+    os._exit(0)
+
+
+def redirect_output(log_path: str) -> None:
+    """Let stdout and stderr, of this process and of those it starts, go to the task's log file. "" leaves them."""
+    if not log_path:
+        return
+    path = Path(log_path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and path.stat().st_size > LOG_ROTATE_BYTES:
+            path.replace(path.with_name(path.name + ".1"))
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+    except OSError as error:  # a full disk must not stop a camera
+        sys.stderr.write(f"no log file {log_path}: {error}\n")
+        return
+    flush_output()
+    os.dup2(fd, 1)
+    os.dup2(fd, 2)
+    os.close(fd)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
+
+
+def configure_logging(*, task_id: str, epoch: int) -> None:
+    """Log lines of the worker and its libraries name the task. A logging setup of the user's modules is left alone."""
+    if logging.root.handlers:
+        return
+    prefix = f"{task_id}@{epoch}".replace("%", "%%")
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format=f"%(asctime)s %(levelname)s {prefix} %(name)s: %(message)s"
+    )
+
+
+def flush_output() -> None:
+    """Empty the buffers of stdout and stderr, whatever state user code left them in."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):  # closed by user code, or a full disk
+            continue

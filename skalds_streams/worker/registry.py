@@ -1,0 +1,169 @@
+"""The worker classes of the user's modules: found, checked and described. Runs in the zygote, once.
+
+Rules: a module that raises anything at import, or a class that can't run, becomes not loadable, with the reason; the
+others still load. A class counts for the module that defines it (for a package: its submodules too, if it re-exports
+them). Two classes of one name are both not loadable, as tasks name classes without a module. Keys of `not_loadable`
+are module names, or `module.Class`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+from pydantic import AliasChoices, BaseModel
+
+from skalds_streams.worker.baseclass import MAIN, BaseTaskWorker
+
+SCHEMA_MAX_BYTES = 64 * 1024
+"""All schemas travel in one frame."""
+TRACEBACK_MAX_CHARS = 4_000
+
+WorkerType = type[BaseTaskWorker[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerClass:
+    """A class that can run."""
+
+    worker_type: WorkerType
+    model: type[BaseModel]
+    schema: dict[str, Any]
+    aliases: dict[str, str]
+    """Field name → the alias that documents use, where the two differ."""
+    release_s: float
+    terminate_s: float
+    isolation: str = "process"
+
+    def describe(self) -> dict[str, Any]:
+        """The class's part of the ready frame."""
+        return {
+            "module": self.worker_type.__module__,
+            "schema": self.schema,
+            "aliases": self.aliases,
+            "isolation": self.isolation,
+            "release_s": self.release_s,
+            "terminate_s": self.terminate_s,
+        }
+
+
+@dataclass(slots=True)
+class Registry:
+    """What the user's modules hold."""
+
+    classes: dict[str, WorkerClass] = field(default_factory=dict)
+    not_loadable: dict[str, str] = field(default_factory=dict)
+
+
+def load(modules: Sequence[str]) -> Registry:
+    """Import the modules and register their classes. Raises nothing that user code raises."""
+    registry = Registry()
+    found: dict[str, list[WorkerType]] = {}
+    for name in dict.fromkeys(modules):
+        try:
+            module = importlib.import_module(name)
+        except BaseException:  # noqa: BLE001  # user code may raise anything at import, SystemExit included
+            registry.not_loadable[name] = _short_traceback()
+            continue
+        for worker_type in _defined_in(module):
+            same_name = found.setdefault(worker_type.__name__, [])
+            if worker_type not in same_name:
+                same_name.append(worker_type)
+    for types in found.values():
+        _register(registry, types)
+    return registry
+
+
+def aliases_of(model: type[BaseModel]) -> dict[str, str]:
+    """Field name → alias, for the fields that have another one."""
+    aliases = {}
+    for name, info in model.model_fields.items():
+        alias = info.validation_alias
+        if isinstance(alias, AliasChoices):
+            alias = next((choice for choice in alias.choices if isinstance(choice, str)), None)
+        if isinstance(alias, str) and alias != name:
+            aliases[name] = alias
+    return aliases
+
+
+def _defined_in(module: ModuleType) -> Iterator[WorkerType]:
+    inside = module.__name__ + "."
+    for value in list(vars(module).values()):
+        if not (inspect.isclass(value) and issubclass(value, BaseTaskWorker)) or value is BaseTaskWorker:
+            continue
+        if value.__module__ == module.__name__ or value.__module__.startswith(inside):
+            yield value
+
+
+def _register(registry: Registry, types: list[WorkerType]) -> None:
+    """Register the classes that share one name: one, unless the user made a mistake."""
+    candidates = [worker_type for worker_type in types if not _is_base_only(worker_type)]
+    if len(candidates) > 1:
+        everyone = " and ".join(_full_name(worker_type) for worker_type in candidates)
+        for worker_type in candidates:
+            registry.not_loadable[_full_name(worker_type)] = (
+                f"two worker classes have the same name: {everyone}. Rename one."
+            )
+        return
+    for worker_type in candidates:
+        try:
+            registry.classes[worker_type.__name__] = _check(worker_type)
+        except _NotLoadable as error:
+            registry.not_loadable[_full_name(worker_type)] = str(error)
+        except Exception:  # noqa: BLE001  # the schema of a user's model may raise anything
+            registry.not_loadable[_full_name(worker_type)] = _short_traceback()
+
+
+class _NotLoadable(Exception):
+    """A class that can't run; the text says why."""
+
+
+def _is_base_only(worker_type: WorkerType) -> bool:
+    """A base that other workers derive from, not meant to run itself."""
+    incomplete = inspect.isabstract(worker_type) or MAIN not in worker_type._handlers
+    return incomplete and bool(worker_type.__subclasses__())
+
+
+def _check(worker_type: WorkerType) -> WorkerClass:
+    if inspect.isabstract(worker_type):
+        missing = ", ".join(sorted(worker_type.__abstractmethods__))
+        raise _NotLoadable(f"{worker_type.__name__} does not define: {missing}")
+    if MAIN not in worker_type._handlers:
+        raise _NotLoadable(f"{worker_type.__name__} has no method with @{MAIN}")
+    try:
+        model = worker_type.get_data_model()
+    except TypeError as error:
+        raise _NotLoadable(str(error)) from None
+    schema = model.model_json_schema(by_alias=True)
+    size = len(json.dumps(schema))
+    if size > SCHEMA_MAX_BYTES:
+        raise _NotLoadable(f"the JSON schema of {model.__name__} has {size} bytes, more than {SCHEMA_MAX_BYTES}")
+    return WorkerClass(
+        worker_type=worker_type,
+        model=model,
+        schema=schema,
+        aliases=aliases_of(model),
+        release_s=_budget(worker_type, "release_s"),
+        terminate_s=_budget(worker_type, "terminate_s"),
+    )
+
+
+def _budget(worker_type: WorkerType, name: str) -> float:
+    value = getattr(worker_type, name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+        raise _NotLoadable(f"{worker_type.__name__}.{name} is {value!r}: it must be a number of seconds, 0 or more")
+    return float(value)
+
+
+def _full_name(worker_type: WorkerType) -> str:
+    return f"{worker_type.__module__}.{worker_type.__name__}"
+
+
+def _short_traceback() -> str:
+    return traceback.format_exc()[-TRACEBACK_MAX_CHARS:]

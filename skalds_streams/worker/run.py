@@ -1,0 +1,244 @@
+"""The life of one worker on the main thread: validate → construct → initialize → before → "running" → main → after →
+release.
+
+Rules: `execute()` returns the last frame (finished, stopped or failed) and lets nothing out that user code raised. A
+run that was asked to stop is "stopped", whatever main made of it; one whose main had returned by then is "finished".
+release is called exactly once, if `initialize` has begun. After the last frame nothing is sent any more.
+
+What does not live here: sockets, the log file, the end of the process (`host`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import queue
+import signal
+import threading
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from skalds_streams.worker import outcome
+from skalds_streams.worker.baseclass import AFTER, BEFORE, MAIN, RELEASE, UPDATE, BaseTaskWorker, NonRetryableError
+from skalds_streams.worker.frames import Frame
+from skalds_streams.worker.registry import WorkerClass
+from skalds_streams.worker.stopper import Stopper, StopRun
+
+UPDATES_PENDING_MAX = 16
+"""Updates that wait while a handler is busy. Above, the oldest goes unanswered: each replaces the one before."""
+LOOSE_TASKS_S = 1.0
+"""What tasks that an async worker left behind get to handle their cancellation."""
+
+
+class Run:
+    """One run of one worker. `execute` on the main thread, `update` from any."""
+
+    def __init__(
+        self, worker_class: WorkerClass, frame: Frame, *, send: Callable[[Frame], None], stopper: Stopper
+    ) -> None:
+        self._class = worker_class
+        self._frame = frame
+        self._send = send
+        self._stopper = stopper
+        self._worker: BaseTaskWorker[Any] | None = None
+        self._runner: asyncio.Runner | None = None
+        self._main_loop: asyncio.AbstractEventLoop | None = None
+        self._main_over = False
+        self._updates: queue.Queue[Frame | None] = queue.Queue(UPDATES_PENDING_MAX)
+        stopper.on_request = self._on_stop
+
+    def execute(self) -> Frame:
+        """Run it all. Main thread only."""
+        try:
+            data = self._validated(self._frame["attachments"])
+        except ValidationError as error:
+            return {"op": "failed", "error": outcome.describe_invalid(error), "retryable": False}
+        except Exception as error:  # noqa: BLE001  # a user's validator may raise anything; trying again gives the same
+            return {"op": "failed", "error": outcome.describe(error), "retryable": False}
+        last = self._live(data)
+        self._stopper.disarm()
+        self._main_over = True
+        self._enqueue(None)
+        self._release()
+        self._close_loop()
+        return last
+
+    def update(self, frame: Frame) -> None:
+        """Take new parameters; answered by "applied" or "refused" once main has begun."""
+        self._enqueue(frame)
+
+    def _enqueue(self, frame: Frame | None) -> None:
+        while True:
+            try:
+                self._updates.put_nowait(frame)
+                return
+            except queue.Full:
+                with suppress(queue.Empty):
+                    self._updates.get_nowait()
+
+    def _validated(self, attachments: dict[str, Any] | None) -> BaseModel:
+        return self._class.model.model_validate(attachments or {}, by_alias=True, by_name=True)
+
+    def _live(self, data: BaseModel) -> Frame:
+        """Everything before the release."""
+        try:
+            worker = self._construct()
+            self._call(worker.initialize, data)
+            self._call(worker._handler(BEFORE))
+            if self._stopper.requested:
+                return {"op": "stopped"}
+            self._send({"op": "running", "version": self._frame["version"]})
+            threading.Thread(target=self._apply_updates, args=(worker,), name="updates", daemon=True).start()
+            self._call(worker._handler(MAIN))
+        except BaseException as error:  # noqa: BLE001  # user code may raise anything, and a stop is one
+            self._stopper.disarm()
+            return self._ended_by(error)
+        if self._stopper.requested:
+            return {"op": "stopped"}
+        worker.is_done = True
+        try:
+            self._call(worker._handler(AFTER))
+        except BaseException as error:  # noqa: BLE001  # as above
+            self._log_ignored(AFTER, error)
+        return {"op": "finished"}
+
+    def _construct(self) -> BaseTaskWorker[Any]:
+        with self._stopper:
+            worker = self._class.worker_type._create(self._frame["task_id"], epoch=self._frame["epoch"])
+        self._worker = worker
+        worker.is_done = self._stopper.requested
+        return worker
+
+    def _ended_by(self, error: BaseException) -> Frame:
+        if self._stopper.requested:
+            if not isinstance(error, StopRun):
+                self._log_ignored("main", error)
+            return {"op": "stopped"}
+        if isinstance(error, SystemExit) and not error.code:
+            return {"op": "finished"}
+        return {"op": "failed", "error": outcome.describe(error), "retryable": not isinstance(error, NonRetryableError)}
+
+    def _call(self, hook: Callable[..., Any] | None, *args: object) -> None:
+        """Call a method of the worker so that a stop interrupts it."""
+        if hook is None:
+            return
+        with self._stopper:
+            result = hook(*args)
+        if not inspect.isawaitable(result):
+            return
+        try:
+            self._runner_run(self._guarded(result))
+        except asyncio.CancelledError:
+            if self._stopper.requested:
+                raise StopRun from None
+            raise
+
+    async def _guarded(self, awaitable: Awaitable[Any]) -> None:
+        self._main_loop = asyncio.get_running_loop()
+        try:
+            await self._stopper.guard(awaitable)
+        finally:
+            self._main_loop = None
+
+    def _runner_run(self, coroutine: Any) -> Any:
+        if self._runner is None:
+            self._runner = asyncio.Runner()
+        return self._runner.run(coroutine)
+
+    def _release(self) -> None:
+        handler = self._worker._handler(RELEASE) if self._worker else None
+        if handler is None:
+            return
+        signum = int(signal.SIGTERM) if self._stopper.requested else 0
+        try:
+            result = handler(*_release_arguments(handler, signum))
+            if inspect.isawaitable(result):
+                self._runner_run(_finish(result))
+        except BaseException as error:  # noqa: BLE001  # as above
+            self._log_ignored(RELEASE, error)
+
+    def _close_loop(self) -> None:
+        """Let tasks that an async worker left behind run their cleanup, for a limited time."""
+        if self._runner is None:
+            return
+        try:
+            self._runner.run(_cancel_loose_tasks())
+        except BaseException as error:  # noqa: BLE001  # as above
+            self._log_ignored("tasks left behind", error)
+        # Not Runner.close(): that waits, without a limit, for threads that asyncio.to_thread started.
+        self._runner.get_loop().close()
+
+    def _on_stop(self) -> None:
+        if self._worker is not None:
+            self._worker.is_done = True
+
+    def _log_ignored(self, where: str, error: BaseException) -> None:
+        if self._worker is not None:
+            self._worker.logger.error("error in %s, ignored", where, exc_info=error)
+
+    def _apply_updates(self, worker: BaseTaskWorker[Any]) -> None:
+        """The updates' own thread: one after the other, beside main."""
+        while not self._main_over:
+            frame = self._updates.get()
+            if frame is None:
+                return
+            version = frame["version"]
+            error = self._apply(worker, frame)
+            if error is None:
+                self._send({"op": "applied", "version": version})
+            else:
+                self._send({"op": "refused", "version": version, "error": error})
+
+    def _apply(self, worker: BaseTaskWorker[Any], frame: Frame) -> dict[str, Any] | None:
+        """The error document when the update is refused."""
+        handler = worker._handler(UPDATE)
+        if handler is None:
+            return outcome.simple(
+                "NoUpdateHandler",
+                f"{worker.task_type} has no @{UPDATE}: its parameters change only when the task is restarted",
+            )
+        try:
+            result = handler(self._validated(frame["attachments"]))
+            if inspect.isawaitable(result):
+                self._await_beside_main(result)
+        except ValidationError as error:
+            return outcome.describe_invalid(error)
+        except BaseException as error:  # noqa: BLE001  # user code may raise anything; main goes on
+            return outcome.describe(error)
+        return None
+
+    def _await_beside_main(self, awaitable: Awaitable[Any]) -> None:
+        """On the worker's loop while main runs there, else on a loop of its own."""
+        loop = self._main_loop
+        if loop is None:
+            asyncio.run(_finish(awaitable))
+        else:
+            asyncio.run_coroutine_threadsafe(_finish(awaitable), loop).result()
+
+
+def _release_arguments(handler: Callable[..., Any], signum: int) -> tuple[object, ...]:
+    """`(signum, None)` for handlers that take two arguments, as upstream's do on a stop; nothing otherwise."""
+    signature = inspect.signature(handler)
+    for arguments in [(signum, None), ()] if signum else [(), (signum, None)]:
+        try:
+            signature.bind(*arguments)
+        except TypeError:
+            continue
+        return arguments
+    return ()
+
+
+async def _finish(awaitable: Awaitable[Any]) -> Any:
+    return await awaitable
+
+
+async def _cancel_loose_tasks() -> None:
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks, timeout=LOOSE_TASKS_S)
+    await asyncio.get_running_loop().shutdown_asyncgens()

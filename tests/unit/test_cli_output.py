@@ -1,0 +1,312 @@
+"""What is shown of rows, histories and replays: all that matters, no secret, nothing that a terminal would obey."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from io import StringIO
+from typing import Any
+
+import orjson
+import pytest
+from rich.console import Console, RenderableType
+
+from skalds_streams.cli import describe, ps, replay
+from skalds_streams.cli.kafka import Cluster, Table
+from skalds_streams.cli.output import duration, harmless, one_line, value_words, when
+from skalds_streams.cli.rows import applied_words, parameters_words, status_suffix, tries_words
+from skalds_streams.core.row import Row, Status
+from skalds_streams.model.event import TaskEvent
+from skalds_streams.settings import Settings
+from tests.unit.test_replay_timeline import TOPICS, World, change_history, lived
+
+WORDS = frozenset({"password"})
+
+
+def shown(item: RenderableType) -> str:
+    console = Console(file=StringIO(), width=400, highlight=False)
+    console.print(item)
+    file: Any = console.file
+    return str(file.getvalue())
+
+
+def cluster(key: str = "key") -> Cluster:
+    settings = Settings.load(digest_key=key, secret_names="password", _env_file=None)
+    return Cluster(settings, TOPICS, {})
+
+
+def camera() -> World:
+    world = World()
+    world.assign("cam-1", {"fps": 30, "password": "hunter2", "url": "rtsp://u:pass1@c/1"}, reason="first")
+    world.report("cam-1", "Running", version=1)
+    return world
+
+
+# -- words -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "words"),
+    [
+        (0, "0s"),
+        (-5, "0s"),
+        (12_300, "12s"),
+        (60_000, "1m"),
+        (3_725_000, "1h 2m"),
+        (90_000_000, "1d 1h"),
+        (86_460_000, "1d"),
+    ],
+)
+def test_durations(milliseconds: int, words: str) -> None:
+    assert duration(milliseconds) == words
+
+
+def test_texts_from_elsewhere_are_harmless() -> None:
+    assert harmless("a\x1b[2Jb\u202ec\x07") == "a\\x1b[2Jb\\u202ec\\x07"
+    assert one_line("a\n  b\tc") == "a b c"
+    assert one_line("x" * 50, 10) == "x" * 9 + "…"
+    assert value_words(None) == "–"
+    assert value_words({"a": [1]}) == '{"a":[1]}'
+    assert when(0) == "–"
+    assert when(1_795_528_037_269).endswith(".269")
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({}, ""),
+        ({"attachments_version": 1, "applied_version": 1}, "v1"),
+        ({"attachments_version": 2}, "v2 pending"),
+        ({"attachments_version": 2, "applied_version": 1, "refused": {"version": 2}}, "v2 refused"),
+    ],
+)
+def test_applied_state(fields: dict[str, Any], words: str) -> None:
+    assert applied_words(Row("t", **fields)) == words
+
+
+def test_a_held_row_says_what_runs_and_what_is_asked() -> None:
+    world = camera()
+    world.command(TOPICS.update, "cam-1", attachments={"fps": 1}, merge=True)
+    world.command(TOPICS.cancel, "cam-1")
+    row = world.state.rows["cam-1"]
+    assert applied_words(row) == "v2 pending, v1 runs"
+    assert status_suffix(row) == " (cancelling)"
+
+
+def test_crashes_in_words() -> None:
+    world = camera()
+    for _ in range(4):
+        world.report("cam-1", "Failed", error={"type": "E", "message": "m"})
+        row = world.state.rows["cam-1"]
+        world.report("cam-1", "Retry", epoch=row.epoch, attempt=row.attempt)
+    world.report("cam-1", "Failed", error={"type": "E", "message": "m"})
+    row = world.state.rows["cam-1"]
+    assert tries_words(row, row.retry_at_ms - 3_000) == "crash looping (5), next try in 3s"
+    assert tries_words(Row("t"), 0) == ""
+    assert tries_words(Row("t", attempt=1), 0) == "1 crash"
+
+
+def test_parameters_are_masked_and_cut() -> None:
+    row = Row("t", attachments={"fps": 30, "password": "hunter2", "url": "rtsp://u:p@c", "none": None, "box": {"a": 1}})
+    assert parameters_words(row, WORDS) == 'fps=30 password=*** url=rtsp://***@c none=null box={"a":1}'
+    assert len(parameters_words(Row("t", attachments={"x": "y" * 500}), WORDS)) == 60
+
+
+# -- ps ----------------------------------------------------------------------------------------------------------------
+
+
+def test_ps_shows_each_task_on_one_line() -> None:
+    world = camera()
+    world.assign("cam-2", {"fps": 5}, recipient="nowhere")
+    rows = ps.pick(world.state.rows.values(), ps.Filter())
+    text = shown(ps.picture(rows, world.members, WORDS, world.now_ms + 65_000))
+    lines = text.splitlines()
+    assert lines[0].split() == list(ps.COLUMNS)
+    assert lines[1].split() == [
+        "cam-1",
+        "Cam",
+        "Running",
+        "a",
+        "1",
+        "fps=30",
+        "password=***",
+        "url=rtsp://***@c/1",
+        "v1",
+        "1m",
+        "5s",
+    ]
+    assert lines[2].split()[:5] == ["cam-2", "Cam", "Assigning", "–", "0"]
+    assert lines[3] == "2 tasks, 1 running; skalds: a up 0/8"
+    assert "hunter2" not in text
+    assert "pass1" not in text
+
+
+def test_ps_marks_a_holder_that_is_gone() -> None:
+    world = camera()
+    world.beat("a", "a2", replaces="a1")
+    rows = list(world.state.rows.values())
+    assert " a (dead) " in shown(ps.picture(rows, world.members, WORDS, world.now_ms))
+    assert ps.as_doc(rows, world.members, WORDS, world.now_ms)["tasks"][0]["holder_state"] == "dead"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "ids"),
+    [
+        (ps.Filter(), ["a", "b", "c"]),
+        (ps.Filter(statuses=frozenset({"Failed", "Created"})), ["a", "b"]),
+        (ps.Filter(classes=frozenset({"Cam"})), ["b", "c"]),
+        (ps.Filter(statuses=frozenset({"Paused"}), classes=frozenset({"Cam"})), ["c"]),
+        (ps.Filter(skalds=frozenset({"s1"})), []),
+    ],
+)
+def test_ps_filters(chosen: ps.Filter, ids: list[str]) -> None:
+    rows = [
+        Row("c", class_name="Cam", status=Status.PAUSED),
+        Row("a"),
+        Row("b", class_name="Cam", status=Status.FAILED),
+    ]
+    assert [row.task_id for row in ps.pick(rows, chosen)] == ids
+
+
+def test_ps_json_is_masked() -> None:
+    world = camera()
+    doc = ps.as_doc(list(world.state.rows.values()), world.members, WORDS, world.now_ms)
+    text = orjson.dumps(doc).decode()
+    assert "hunter2" not in text
+    assert "pass1" not in text
+    assert doc["tasks"][0]["attachments_masked"]["password"] == "***"
+    assert doc["tasks"][0]["holder_state"] == "up"
+    assert [item["skald_id"] for item in doc["skalds"]] == ["a"]
+
+
+def test_hostile_texts_stay_texts() -> None:
+    row = Row("[red]\x1b[2J", class_name="[/]", attachments={"x": "[bold]\n\x1b"})
+    text = shown(ps.picture([row], World().members, WORDS, 0))
+    assert "[red]\\x1b[2J" in text
+    assert "\x1b" not in text
+    assert len(text.splitlines()) == 3
+
+
+# -- describe ----------------------------------------------------------------------------------------------------------
+
+
+def described(world: World) -> str:
+    table = Table(world.state.rows, world.members)
+    history = [entry for entry in world.recording().history if entry.task_id == "cam-1"]
+    console = Console(file=StringIO(), width=400, highlight=False)
+    describe._print(console, cluster(), "cam-1", table, history)
+    file: Any = console.file
+    return str(file.getvalue())
+
+
+def test_describe_tells_everything() -> None:
+    world = camera()
+    world.command(TOPICS.update, "cam-1", attachments={"fps": -1}, merge=True, reason="louder")
+    world.report("cam-1", "Refused", version=2, error={"type": "ValueError", "message": "fps of hunter2"})
+    error = {"type": "RuntimeError", "message": "no hunter2 here", "traceback": ["Traceback:", '  File "x"\n    boom']}
+    world.report("cam-1", "Failed", error=error)
+    text = described(world)
+    for part in (
+        "cam-1 Assigning for ",
+        "class         Cam",
+        "It should run",
+        "RuntimeError: no *** here (1 crash). Next try",
+        "last held by  a, epoch 1",
+        "parameters, v2 refused",
+        "password: ***",
+        "url: rtsp://***@c/1",
+        "version 2 was refused at ",
+        "ValueError: fps of ***",
+        "last error\n  RuntimeError: no *** here",
+        '    Traceback:\n      File "x"\n        boom',
+        "last 5 changes",
+        "Assign task.assign/",
+        ": first",
+        ": louder",
+    ):
+        assert part in text, part
+    assert "hunter2" not in text
+
+
+def test_describe_lists_the_reason_of_each_skald() -> None:
+    world = World()
+    world.beat("b", "b1", classes={})
+    world.beat("a", "a1", capacity=0)
+    world.assign("cam-1", {"fps": 1})
+    text = described(world)
+    assert "waits for     a: full 0/0" in text
+    assert "waits for     b: no class Cam" in text
+
+
+def test_describe_of_a_task_that_left_the_table() -> None:
+    world = camera()
+    world.state.rows.clear()
+    assert described(world).startswith("cam-1 is not in the table any more")
+
+
+def test_describe_json_is_masked() -> None:
+    world = camera()
+    doc = describe.as_doc("cam-1", Table(world.state.rows, world.members), world.recording().history, WORDS, 0)
+    assert [entry["revision"] for entry in doc["history"]] == [1, 2]
+    text = orjson.dumps(doc).decode()
+    assert "hunter2" not in text
+    assert doc["task"]["task_id"] == "cam-1"
+
+
+# -- replay ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_step_shows_only_what_changed() -> None:
+    steps, total, verdict = replay.play(cluster(), lived().recording(), None)
+    assert (len(steps), verdict.is_verified) == (total, True)
+    text = "\n".join(line.plain for step in steps for line in replay.step_lines(step, WORDS))
+    assert "status: Assigning → Running" in text
+    assert "attachments.fps: 30 → 10" in text
+    assert "attachments.password: *** → " not in text
+    assert "status: Running → Assigning" in text
+    assert "“night”" in text
+    assert "revision" not in text
+    assert "hunter2" not in text
+
+
+def test_only_the_last_steps_are_kept_but_all_are_verified() -> None:
+    steps, total, verdict = replay.play(cluster(), lived().recording(), 3)
+    assert len(steps) == 3
+    assert verdict.decisions == total > 3
+
+
+def test_what_differs_is_shown_in_words_and_as_json() -> None:
+    recording = change_history(lived().recording(), "cam-1", 2, status=Status.PAUSED, error={"m": "hunter2"})
+    steps, _, verdict = replay.play(cluster(), recording, None)
+    lines = [line.plain for finding in verdict.findings for line in replay.finding_lines(finding, WORDS)]
+    assert lines[0].startswith("cam-1, revision 2 (taskworker.update/")
+    assert "    differs: status: rebuilt Running, recorded Paused" in lines
+    doc = orjson.loads(orjson.dumps(replay.as_doc(steps, verdict, WORDS)))
+    assert (doc["verified"], doc["differing"]) == (False, 1)
+    assert {item["field"] for item in doc["findings"][0]["differences"]} == {"status", "error"}
+    assert "hunter2" not in str(doc)
+
+
+def test_another_digest_key_is_named_as_the_likely_cause() -> None:
+    steps, total, verdict = replay.play(cluster("other"), lived().recording(), None)
+    assert not verdict.is_verified
+    console = Console(file=StringIO(), width=400)
+    replay._print(console, steps, total, verdict, WORDS, quiet=True)
+    file: Any = console.file
+    assert replay.DIGEST_HINT in file.getvalue()
+
+
+def test_what_limits_the_verdict_is_said() -> None:
+    recording = lived().recording()
+    recording = replace(
+        recording, foreign=3, inputs_read=len(recording.inputs) + 2, rows={**recording.rows, "x": Row("x")}
+    )
+    _, _, verdict = replay.play(cluster(), recording, 0)
+    text = "\n".join(replay.notes(verdict))
+    assert "1 tasks in the table have no history" in text
+    assert "3 records on the history topic are not ours" in text
+    assert "2 of " in text
+
+
+def test_events_are_upstreams_but_for_our_fields() -> None:
+    doc = orjson.loads(TaskEvent(taskIds=["t"]).model_dump_json(by_alias=True))
+    assert "tasks" not in doc

@@ -1,0 +1,49 @@
+"""Rows and runs in, actions out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from skalds_streams.core.reconcile import Push, Run, SayStopped, Start, Stop, reconcile, reconcile_task
+from skalds_streams.core.row import Holder, Release, Row, Status, Wanted
+
+ROW = Row(
+    "t", class_name="Cam", wanted=Wanted.RUN, status=Status.ASSIGNING, holder=Holder("a", "a1", 3), epoch=3, attachments_version=2
+)
+
+
+def test_a_row_of_ours_starts_once() -> None:
+    assert reconcile_task("t", ROW, None, 0, "a1") == Start(ROW)
+    assert reconcile_task("t", ROW, Run(3, 2), 0, "a1") is None
+
+
+def test_a_row_of_our_former_incarnation_is_not_ours() -> None:
+    assert reconcile_task("t", ROW, None, 0, "a2") is None
+    assert reconcile_task("t", ROW, Run(3, 2), 0, "a2") == Stop("t", 3, "not held here")
+
+
+def test_an_epoch_that_ended_here_never_starts_again() -> None:
+    assert reconcile_task("t", ROW, None, 3, "a1") is None
+
+
+def test_newer_parameters_are_pushed_and_another_epoch_stops_the_run() -> None:
+    assert reconcile_task("t", ROW, Run(3, 1), 0, "a1") == Push(ROW)
+    assert reconcile_task("t", ROW, Run(2, 2), 0, "a1") == Stop("t", 2, "another epoch")
+
+
+def test_what_is_not_to_run_is_stopped_or_answered() -> None:
+    cancelled = replace(ROW, wanted=Wanted.CANCEL)
+    moving = replace(ROW, release=Release.MOVE)
+    assert reconcile_task("t", cancelled, Run(3, 2), 0, "a1") == Stop("t", 3, "cancel")
+    assert reconcile_task("t", moving, Run(3, 2), 0, "a1") == Stop("t", 3, "move")
+    assert reconcile_task("t", cancelled, None, 0, "a1") == SayStopped("t", 3, "cancel")
+    assert reconcile_task("t", cancelled, Run(3, 2, stopping=True), 0, "a1") is None
+
+
+def test_a_run_without_a_row_is_stopped() -> None:
+    assert list(reconcile({}, {"t": Run(3, 2)}, {}, "a1")) == [Stop("t", 3, "task is gone")]
+
+
+def test_everything_held_or_running_is_looked_at() -> None:
+    rows = {"t": ROW, "other": replace(ROW, task_id="other", holder=Holder("b", "b1", 3))}
+    assert list(reconcile(rows, {}, {}, "a1")) == [Start(ROW)]

@@ -1,0 +1,59 @@
+"""Ids and locks of processes on one machine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from skalds_streams.errors import ConfigError
+from skalds_streams.skald.identity import claim_identity
+
+
+def test_the_next_process_replaces_the_former_once_its_lock_is_free(tmp_path: Path) -> None:
+    first = claim_identity(tmp_path, "node-1")
+    assert first.replaces is None
+    with pytest.raises(ConfigError, match="another process on this machine"):
+        claim_identity(tmp_path, "node-1", wait_s=0, sleep=lambda seconds: None)
+    os.close(first.lock_fd)
+    second = claim_identity(tmp_path, "node-1")
+    assert (second.replaces, second.incarnation != first.incarnation) == (first.incarnation, True)
+    os.close(second.lock_fd)
+
+
+def test_a_descriptor_that_a_host_still_has_keeps_the_lock(tmp_path: Path) -> None:
+    first = claim_identity(tmp_path, "node-1")
+    in_a_host = os.dup(first.lock_fd)
+    os.close(first.lock_fd)
+    with pytest.raises(ConfigError):
+        claim_identity(tmp_path, "node-1", wait_s=0, sleep=lambda seconds: None)
+    os.close(in_a_host)
+    os.close(claim_identity(tmp_path, "node-1").lock_fd)
+
+
+def test_an_unset_id_is_kept_and_a_second_process_draws_its_own(tmp_path: Path) -> None:
+    first = claim_identity(tmp_path, None)
+    second = claim_identity(tmp_path, None)
+    assert first.skald_id != second.skald_id
+    os.close(first.lock_fd)
+    again = claim_identity(tmp_path, None)
+    assert (again.skald_id, again.replaces) == (first.skald_id, first.incarnation)
+    os.close(second.lock_fd)
+    os.close(again.lock_fd)
+
+
+def test_another_machines_lock_file_proves_nothing(tmp_path: Path) -> None:
+    first = claim_identity(tmp_path, "node-1")
+    path = tmp_path / "skalds" / "node-1.lock"
+    path.write_text(path.read_text().replace('"machine_id":"', '"machine_id":"other-'))
+    os.close(first.lock_fd)
+    second = claim_identity(tmp_path, "node-1")
+    assert second.replaces is None
+    os.close(second.lock_fd)
+
+
+def test_an_id_is_no_path(tmp_path: Path) -> None:
+    identity = claim_identity(tmp_path, "../../x/y")
+    assert [path.name for path in (tmp_path / "skalds").iterdir()] == ["..%2f..%2fx%2fy.lock"]
+    os.close(identity.lock_fd)

@@ -1,0 +1,166 @@
+"""Finding worker classes in the user's modules: what is registered, what is not loadable and why."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+from pydantic import AliasChoices, AliasPath, BaseModel, Field
+
+from skalds_streams.worker import registry
+
+WriteModule = Callable[[str, str], str]
+
+HEAD = """
+from pydantic import BaseModel, Field
+from skalds_streams.worker import BaseTaskWorker, run_main_handler
+
+class P(BaseModel):
+    fix_frame: int = Field(30, alias="fixFrame")
+"""
+
+
+@pytest.fixture
+def write_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WriteModule]:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    before = set(sys.modules)
+
+    def write(name: str, source: str) -> str:
+        path = tmp_path.joinpath(*name.split("."))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.with_suffix(".py").write_text(dedent(source))
+        return name
+
+    yield write
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+
+
+GOOD = """
+from pydantic import BaseModel, Field
+from skalds_streams.worker import BaseTaskWorker, run_main_handler
+
+class P(BaseModel):
+    fix_frame: int = Field(30, alias="fixFrame", ge=1)
+    plain: str = ""
+
+class Cam(BaseTaskWorker[P]):
+    release_s = 1
+
+    def initialize(self, data: P) -> None: ...
+
+    @run_main_handler
+    def run(self) -> None: ...
+"""
+
+
+def test_a_class_is_described_for_documents(write_module: WriteModule) -> None:
+    found = registry.load([write_module("good", GOOD)])
+
+    assert found.not_loadable == {}
+    described = found.classes["Cam"].describe()
+    assert described["module"] == "good"
+    assert described["aliases"] == {"fix_frame": "fixFrame"}
+    assert described["schema"]["properties"].keys() == {"fixFrame", "plain"}
+    assert (described["isolation"], described["release_s"], described["terminate_s"]) == ("process", 1.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    "statement", ["raise RuntimeError('no camera driver')", "raise SystemExit('no camera driver')"]
+)
+def test_a_module_that_raises_is_not_loadable_and_the_others_load(write_module: WriteModule, statement: str) -> None:
+    found = registry.load([write_module("bad", statement), write_module("good", GOOD), "missing_module"])
+
+    assert list(found.classes) == ["Cam"]
+    assert found.not_loadable.keys() == {"bad", "missing_module"}
+    assert "no camera driver" in found.not_loadable["bad"]
+    assert "bad.py" in found.not_loadable["bad"]
+    assert "No module named 'missing_module'" in found.not_loadable["missing_module"]
+
+
+def test_two_classes_of_one_name_are_both_not_loadable(write_module: WriteModule) -> None:
+    found = registry.load([write_module("one", GOOD), write_module("two", GOOD)])
+
+    assert found.classes == {}
+    assert found.not_loadable.keys() == {"one.Cam", "two.Cam"}
+    assert "one.Cam and two.Cam" in found.not_loadable["one.Cam"]
+
+
+def test_two_decorated_methods_make_the_module_not_loadable(write_module: WriteModule) -> None:
+    found = registry.load([write_module("twice", GOOD + "\n    @run_main_handler\n    def again(self) -> None: ...\n")])
+
+    assert "Cam has more than one @run_main_handler: again, run" in found.not_loadable["twice"]
+
+
+def test_imported_classes_count_only_where_they_are_defined(write_module: WriteModule) -> None:
+    write_module("good", GOOD)
+    assert registry.load([write_module("importer", "from good import Cam")]).classes == {}
+    write_module("package.cams", GOOD)
+    write_module("package.__init__", "from package.cams import Cam")
+    assert list(registry.load(["package", "package.cams"]).classes) == ["Cam"]
+
+
+def test_classes_that_cannot_run_say_why(write_module: WriteModule) -> None:
+    source = HEAD + dedent("""
+    class NoMain(BaseTaskWorker[P]):
+        def initialize(self, data): ...
+
+    class NoInitialize(BaseTaskWorker[P]):
+        @run_main_handler
+        def run(self): ...
+
+    class NoModel(BaseTaskWorker):
+        def initialize(self, data): ...
+        @run_main_handler
+        def run(self): ...
+
+    class BadBudget(BaseTaskWorker[P]):
+        release_s = -1
+        def initialize(self, data): ...
+        @run_main_handler
+        def run(self): ...
+
+    class Huge(BaseModel):
+        field: int = Field(0, description="x" * 100_000)
+
+    class TooLarge(BaseTaskWorker[Huge]):
+        def initialize(self, data): ...
+        @run_main_handler
+        def run(self): ...
+    """)
+    found = registry.load([write_module("broken", source)])
+
+    assert found.classes == {}
+    reasons = {name.removeprefix("broken."): text for name, text in found.not_loadable.items()}
+    assert reasons["NoMain"] == "NoMain has no method with @run_main_handler"
+    assert reasons["NoInitialize"] == "NoInitialize does not define: initialize"
+    assert "must name its parameters" in reasons["NoModel"]
+    assert reasons["BadBudget"] == "BadBudget.release_s is -1: it must be a number of seconds, 0 or more"
+    assert "more than 65536" in reasons["TooLarge"]
+
+
+def test_a_base_of_other_workers_is_no_error(write_module: WriteModule) -> None:
+    source = HEAD + dedent("""
+    class Shared(BaseTaskWorker[P]):
+        def initialize(self, data): ...
+
+    class Cam(Shared):
+        @run_main_handler
+        def run(self): ...
+    """)
+    found = registry.load([write_module("shared", source)])
+
+    assert (list(found.classes), found.not_loadable) == (["Cam"], {})
+
+
+def test_aliases_are_those_that_validation_takes() -> None:
+    class Model(BaseModel):
+        same: int = Field(0, alias="same")
+        choice: int = Field(0, validation_alias=AliasChoices(AliasPath("a", 0), "theChoice", "other"))
+        path: int = Field(0, validation_alias=AliasPath("a", 0))
+        shown: int = Field(0, serialization_alias="onlyOut")
+
+    assert registry.aliases_of(Model) == {"choice": "theChoice"}
