@@ -1,6 +1,8 @@
-"""The Faust application: settings → app with its topics, agents, table and page. `faust -A skalds_streams worker` runs it.
+"""The Faust application: settings → app with its topics, agents, table and page. `faust -A skalds_streams worker` runs
+it.
 
-Faust gives the consumer group, the agents, the table's place in the rebalance, the web server and the worker's life; what is decided and written is in `coordinator`.
+Faust gives the consumer group, the agents, the table's place in the rebalance, the web server and the worker's life;
+what is decided and written is in `coordinator`.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from skalds_streams.logging import configure_logging, quiet_libraries
 from skalds_streams.runtime import Runtime
 from skalds_streams.settings import Settings
 from skalds_streams.tables.ownership import NAME, OwnershipTable
+from skalds_streams.tables.recovery import JournalTableManager
 from skalds_streams.web.guard import guard
 from skalds_streams.web.routes import setup
 
@@ -102,8 +105,11 @@ class SkaldsApp(faust.App):  # type: ignore[misc]  # faust has no types
         self.loop.create_task(self.crash(error))
 
     def _refuse(self, error: SkaldsError) -> None:
-        """A clear sentence instead of a traceback, and exit code 1: nothing has been started that needs an orderly stop."""
-        print(f"skalds_streams: {error}", file=sys.__stderr__, flush=True)
+        """A clear sentence instead of a traceback, and exit code 1:
+
+        nothing has been started that needs an orderly stop.
+        """
+        _complain(error)
         os._exit(EXIT_REFUSED)
 
 
@@ -122,6 +128,7 @@ def _options(settings: Settings) -> Mapping[str, Any]:
         "autodiscover": False,
         "datadir": settings.data_dir / "faust",
         "store": "memory://",
+        "TableManager": JournalTableManager,
         "topic_partitions": settings.kafka_topic_partitions,
         "topic_replication_factor": 1,
         "topic_allow_declare": False,
@@ -156,10 +163,21 @@ def _credentials(settings: Settings) -> Any:
 
 
 def _send_leave_group(consumer: Any) -> None:
-    """With an instance id aiokafka keeps silent when it stops, and its partitions stand still for a session timeout. Leaving for good, we say so."""
+    """With an instance id aiokafka keeps silent when it stops, and its partitions stand still for a session timeout.
+
+    Leaving for good, we say so.
+    """
     coordinator = getattr(getattr(getattr(consumer, "_thread", None), "_consumer", None), "_coordinator", None)
     if coordinator is not None:
         coordinator._group_instance_id = None
+
+
+def _complain(error: SkaldsError) -> None:
+    """To the real standard error: Faust's worker redirects sys.stderr into its log."""
+    stream = sys.__stderr__
+    if stream is not None:
+        stream.write(f"skalds_streams: {error}\n")
+        stream.flush()
 
 
 @cache
@@ -168,7 +186,7 @@ def get_app() -> SkaldsApp:
     try:
         settings = Settings.load()
     except ConfigError as error:
-        print(f"skalds_streams: {error}", file=sys.stderr)
+        _complain(error)
         raise SystemExit(2) from None
     configure_logging(settings.log_level)
     return SkaldsApp(settings)

@@ -1,6 +1,8 @@
-"""How this project logs: structlog events through the standard library's handlers, so that Faust's and ours land in one stream.
+"""How this project logs: structlog events through the standard library's handlers, so that Faust's and ours land in
+one stream.
 
-Faust's worker sets the root logger to DEBUG for its spinner; without a level of their own, every debug() of the client libraries would build a record that nobody prints.
+Faust's worker sets the root logger to DEBUG for its spinner; without a level of their own, every debug() of the client
+libraries would build a record that nobody prints.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""One process, put together: view, coordinator, skald, projections. Knows the order of starting and stopping, and nothing else.
+"""One process, put together: view, coordinator, skald, projections. Knows the order of starting and stopping, and
+nothing else.
 
 Start: topics → identity → view → reports → zygote → heartbeat → supervisor. Stop: workers → `leaving` → the rest.
 A background task that raises ends the process through `on_fatal`; none dies silently.
@@ -10,12 +11,10 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import structlog
 
-from skalds_streams import __version__
 from skalds_streams.coordinator.batch import Secrecy
 from skalds_streams.coordinator.group import GroupQuestion
 from skalds_streams.coordinator.journal import JournalContext
@@ -35,6 +34,7 @@ from skalds_streams.skald.identity import Identity, claim_identity
 from skalds_streams.skald.reporter import Reporter
 from skalds_streams.skald.supervisor import Supervisor
 from skalds_streams.topics import Topics
+from skalds_streams.version import __version__
 from skalds_streams.view.cluster import ClusterView
 from skalds_streams.web.context import WebContext
 
@@ -52,10 +52,14 @@ def wall_ms() -> int:
 class Runtime:
     """Everything of one process but Faust itself. Constructing it does no I/O."""
 
-    def __init__(self, settings: Settings, consumer: Callable[[], Any], on_fatal: Callable[[BaseException], object]) -> None:
+    def __init__(
+        self, settings: Settings, consumer: Callable[[], Any], on_fatal: Callable[[BaseException], object]
+    ) -> None:
         """consumer: returns Faust's consumer; on_fatal: ends the process with this error."""
         self.settings, self._on_fatal = settings, on_fatal
-        self.topics = Topics.named(app=settings.app, prefix=settings.topic_prefix, partitions=settings.kafka_topic_partitions)
+        self.topics = Topics.named(
+            app=settings.app, prefix=settings.topic_prefix, partitions=settings.kafka_topic_partitions
+        )
         self._client = client_options(settings)
         self.view = ClusterView(self.topics, self._client)
         self._sender = ReportSender(self.topics, self._client)
@@ -89,7 +93,8 @@ class Runtime:
         transactional_id = f"{self.settings.topic_prefix}{self.settings.app}-{partition}"
         return PartitionLog(partition, topics=self.topics, transactional_id=transactional_id, client=self._client)
 
-    # -- start -------------------------------------------------------------------------------------------------------------------
+    # -- start --------------------------------------------------------------------------------------------------------
+    # -----------
 
     async def start(self) -> None:
         """Everything that must stand before the consumer subscribes. Raises ConfigError, KafkaError, HostError."""
@@ -109,19 +114,26 @@ class Runtime:
         self._redis = RedisProjection(self.settings, self.view, self.identity.skald_id, lambda: self._held())
         self._spawn("redis", self._redis.run())
         self._spawn("due", self._timer.run(lambda: self.view.members_caught_up))
-        log.info("skald.up", skald=self.identity.skald_id, incarnation=self.identity.incarnation, replaces=self.identity.replaces)
+        log.info(
+            "skald.up",
+            skald=self.identity.skald_id,
+            incarnation=self.identity.incarnation,
+            replaces=self.identity.replaces,
+        )
 
     async def _start_skald(self, identity: Identity) -> None:
         settings = self.settings
-        log_dir = settings.data_dir / "logs" / identity.skald_id
-        log_dir.mkdir(parents=True, exist_ok=True)
+        log_dir = (settings.data_dir / "logs" / identity.skald_id).absolute()
+        await asyncio.to_thread(log_dir.mkdir, parents=True, exist_ok=True)
         self._pool = HostPool(modules=settings.worker_modules, lock_fd=identity.lock_fd)
         catalogue = await self._pool.start()
         for module, trace in catalogue.not_loadable.items():
             log.error("workers.not_loadable", module=module, error=trace.strip().splitlines()[-1])
-        self._reporter = Reporter(self._sender, skald_id=identity.skald_id, incarnation=identity.incarnation, now_ms=wall_ms)
+        self._reporter = Reporter(
+            self._sender, skald_id=identity.skald_id, incarnation=identity.incarnation, now_ms=wall_ms
+        )
         self.supervisor = Supervisor(
-            self.view, self._pool, self._reporter, incarnation=identity.incarnation, log_dir=Path(log_dir).resolve()
+            self.view, self._pool, self._reporter, incarnation=identity.incarnation, log_dir=log_dir
         )
         self._heartbeat = Heartbeat(
             self.topics,
@@ -167,7 +179,8 @@ class Runtime:
             log.exception("task.failed", task=name)
             self._on_fatal(error)
 
-    # -- stop --------------------------------------------------------------------------------------------------------------------
+    # -- stop ---------------------------------------------------------------------------------------------------------
+    # -----------
 
     async def leave(self) -> None:
         """Stop the workers, then say that they are gone. The coordinator goes on meanwhile."""
@@ -196,7 +209,8 @@ class Runtime:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
 
-    # -- what others read --------------------------------------------------------------------------------------------------------
+    # -- what others read
+    # --------------------------------------------------------------------------------------------------------
 
     def _held(self) -> Sequence[str]:
         return tuple(self.supervisor.held) if self.supervisor is not None else ()
@@ -213,7 +227,10 @@ class Runtime:
     def banners(self) -> Sequence[str]:
         """Sentences for the person at the page."""
         down = self._redis is not None and self.settings.redis_enabled and not self._redis.up
-        return [*self._warnings, *(["Redis does not answer: its keys are out of date, nothing else is affected."] if down else [])]
+        return [
+            *self._warnings,
+            *(["Redis does not answer: its keys are out of date, nothing else is affected."] if down else []),
+        ]
 
     def web_context(self) -> WebContext:
         return WebContext(

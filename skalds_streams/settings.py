@@ -1,7 +1,8 @@
 """Settings: read once from the environment and `.env`, checked, then handed down as one object.
 
-Upstream's names are read without a prefix (`KAFKA_HOST`, `SKALD_ID` …), ours with `SKALDS_`. Secrets are `SecretStr` and never print.
-What does not live here: the order or names of topics (`topics`), and anything that a task or a class chooses for itself.
+Upstream's names are read without a prefix (`KAFKA_HOST`, `SKALD_ID` …), ours with `SKALDS_`. Secrets are `SecretStr`
+and never print. What does not live here: the order or names of topics (`topics`), and anything that a task or a class
+chooses for itself.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ Role = Literal["both", "coordinator", "skald"]
 class Settings(BaseSettings):
     """All settings of one process. `Settings.load()` raises `ConfigError` with one line a wrong setting."""
 
-    model_config = SettingsConfigDict(env_prefix="SKALDS_", env_file=".env", extra="ignore", populate_by_name=True, frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="SKALDS_", env_file=".env", extra="ignore", populate_by_name=True, frozen=True
+    )
 
     # upstream's names
     skald_id: str | None = Field(None, validation_alias=AliasChoices("SKALD_ID", "skald_id"))
@@ -68,7 +71,7 @@ class Settings(BaseSettings):
     redis_enabled: bool = True
     digest_key: SecretStr = SecretStr("")
     """Key of the digests of parameters on taskworker.update; the same on every node."""
-    secret_names: str = "password,passwd,secret,token,api_key,apikey,access_key,private_key,credential"
+    secret_names: str = "password,passwd,secret,token,api_key,apikey,access_key,private_key,credential"  # noqa: S105  # names, not a secret
     """Parameters with one of these words in their name are masked wherever they leave a worker."""
     max_record_bytes: int = Field(1_000_000, ge=1_000)
     max_ids_per_event: int = Field(10_000, ge=1)
@@ -85,17 +88,23 @@ class Settings(BaseSettings):
     def _guard_open_web(self) -> Settings:
         if not self.web_token.get_secret_value() and not _is_loopback(self.web_bind):
             raise ValueError(
-                f"SKALDS_WEB_BIND={self.web_bind} opens the status page beyond this machine: set SKALDS_WEB_TOKEN, or bind 127.0.0.1"
+                f"SKALDS_WEB_BIND={self.web_bind} opens the status page beyond this machine:"
+                " set SKALDS_WEB_TOKEN, or bind 127.0.0.1"
             )
         return self
 
     @classmethod
     def load(cls, **overrides: object) -> Settings:
-        """Read environment and `.env`; `overrides` win. Raises ConfigError naming each wrong setting and never its value."""
+        """Read environment and `.env`;
+
+        `overrides` win. Raises ConfigError naming each wrong setting and never its value.
+        """
         try:
             return cls(**overrides)  # type: ignore[arg-type]  # pydantic checks them
         except ValidationError as error:
-            lines = [f"{_shown(item['loc'])}: {item['msg']}" for item in error.errors(include_input=False, include_url=False)]
+            lines = [
+                f"{_shown(item['loc'])}: {item['msg']}" for item in error.errors(include_input=False, include_url=False)
+            ]
             raise ConfigError("wrong settings:\n  " + "\n  ".join(lines)) from None
 
     @property

@@ -1,6 +1,8 @@
-"""The topics: names, who partitions them, and the settings each must have. One module, so that nobody else spells a name.
+"""The topics: names, who partitions them, and the settings each must have. One module, so that nobody else spells a
+name.
 
-`KafkaTopic` in `proxy.kafka` is upstream's public spelling of the same names. Creating and checking them is in `proxy.topic_setup`.
+`KafkaTopic` in `proxy.kafka` is upstream's public spelling of the same names. Creating and checking them is in
+`proxy.topic_setup`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""From a Faust event to what the coordinator takes. An agent never raises: what a record says is judged in the journal."""
+"""From a Faust event to what the coordinator takes.
+
+An agent never raises: what a record says is judged in the journal.
+"""
 
 from __future__ import annotations
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import click
 
-from skalds_streams import __version__
 from skalds_streams.cli.options import common_options
 from skalds_streams.errors import SkaldsError
+from skalds_streams.version import __version__
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130

@@ -121,7 +121,9 @@ def facts(row: Row, table: Table, words: frozenset[str], now: int) -> Iterator[t
     told = situation(row, clean)
     yield "class", row.class_name or "not known yet"
     yield "wanted", WANTED[row.wanted]
-    if told.text:
+    if row.is_waiting and row.waiting and not row.retry_at_ms:
+        yield "now", "No skald can take it"
+    elif told.text:
         yield "now", one_line(told.text) + (f" at {when(told.at_ms)}" if told.at_ms else "")
     if row.holder is not None:
         state = holder_state(row, table.members)
@@ -159,8 +161,9 @@ def _restarts(row: Row) -> str:
 
 def _print_parameters(console: Console, row: Row, words: frozenset[str]) -> None:
     doc = masked_doc(row, words)
-    applied = f", {applied_words(row)}, applied at {when(row.applied_at_ms)}" if row.attachments_version else ""
-    console.print(text(f"parameters{applied}", "bold"))
+    version = f", {applied_words(row)}" if row.attachments_version else ""
+    applied = f", last applied at {when(row.applied_at_ms)}" if row.applied_at_ms else ""
+    console.print(text(f"parameters{version}{applied}", "bold"))
     if isinstance(doc["attachments"], dict) and doc["attachments"]:
         for name, value in doc["attachments"].items():
             console.print(text(f"  {one_line(name)}: {value_words(value, 1_000)}"))
@@ -185,7 +188,7 @@ def _print_error(console: Console, row: Row, words: frozenset[str]) -> None:
 
 
 def _print_history(console: Console, history: Sequence[Entry], clean: Any) -> None:
-    console.print(text(f"last {len(history)} changes" if history else "no changes are kept", "bold"))
+    console.print(text(f"last changes, {len(history)} of them" if history else "no changes are kept", "bold"))
     if not history:
         return
     table = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style=QUIET)

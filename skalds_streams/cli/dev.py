@@ -1,7 +1,8 @@
 """`skalds-streams dev`: the whole system on this machine until Ctrl-C. What `make run` calls.
 
-Starts the embedded cluster (or uses KAFKA_HOST, REDIS_HOST), then `faust -A skalds_streams worker` with the example workers, assigns three example
-tasks, says where the page is and what to try. A worker that dies is started again; one that keeps dying ends the command.
+Starts the embedded cluster (or uses KAFKA_HOST, REDIS_HOST), then `faust -A skalds_streams worker` with the example
+workers, assigns three example tasks, says where the page is and what to try. A worker that dies is started again; one
+that keeps dying ends the command.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from rich.panel import Panel
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from skalds_streams.cli.dev_worker import DevWorker, WorkerDied, assign_examples
-from skalds_streams.devcluster.cluster import DevCluster
-from skalds_streams.devcluster.cluster import Progress as ClusterProgress
-from skalds_streams.devcluster.ports import free_port
+from skalds_streams.devcluster import DevCluster
+from skalds_streams.devcluster import Progress as ClusterProgress
+from skalds_streams.devcluster.ports import choose_port
 from skalds_streams.errors import SkaldsError
 
 POLL_S = 0.2
@@ -32,7 +33,8 @@ class Interrupted(BaseException):
 
 
 @click.command(
-    epilog="Example: skalds-streams dev --port 7000   (Ctrl-C stops everything)\n\nKAFKA_HOST or REDIS_HOST set: that one is used instead of an embedded one."
+    epilog="Example: skalds-streams dev --port 7000   (Ctrl-C stops everything)\n\n"
+    "KAFKA_HOST or REDIS_HOST set: that one is used instead of an embedded one."
 )
 @click.option(
     "--data-dir",
@@ -62,14 +64,12 @@ def dev(data_dir: Path, port: int, examples: bool) -> None:
 
 def _run(console: Console, data_dir: Path, port: int, examples: bool) -> None:
     data_dir.mkdir(parents=True, exist_ok=True)
-    cluster = DevCluster(
-        data_dir / "cluster", with_kafka=not os.environ.get("KAFKA_HOST"), with_redis=not os.environ.get("REDIS_HOST")
-    )
+    cluster: DevCluster | None = None
     worker: DevWorker | None = None
     try:
         with _progress(console) as progress:
             shown = _Shown(progress)
-            cluster.on_progress = shown
+            cluster = _cluster(data_dir, shown)
             cluster.start()
             shown.phase("Skald")
             worker = DevWorker(data_dir, _environment(cluster, data_dir, _page_port(console, port)))
@@ -78,8 +78,8 @@ def _run(console: Console, data_dir: Path, port: int, examples: bool) -> None:
             if examples:
                 shown.phase("Example tasks")
                 assign_examples(worker)
-        for service, wanted, got in cluster.moved_ports:
-            console.print(f"[yellow]Port {wanted} is busy: {service} listens on {got}.[/yellow]")
+        for moved in cluster.moved_ports:
+            console.print(f"[yellow]Port {moved.wanted} is busy: {moved.service} listens on {moved.got}.[/yellow]")
         console.print(_greeting(worker))
         while True:
             worker.watch(console, POLL_S)
@@ -89,15 +89,27 @@ def _run(console: Console, data_dir: Path, port: int, examples: bool) -> None:
         console.print("Stopping: workers first, then the skald, then the cluster.")
         if worker is not None:
             worker.stop()
-        cluster.stop()
+        if cluster is not None:
+            cluster.stop()
+
+
+def _cluster(data_dir: Path, shown: _Shown) -> DevCluster:
+    return DevCluster(
+        data_dir / "cluster",
+        with_kafka=not os.environ.get("KAFKA_HOST"),
+        with_redis=not os.environ.get("REDIS_HOST"),
+        on_progress=shown,
+    )
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
     raise Interrupted
 
 
-def _own_the_terminal() -> "_Restore":
-    """Become the terminal's foreground group, so that Ctrl-C reaches us and not the `make` that waits for our exit code 0."""
+def _own_the_terminal() -> _Restore:
+    """Become the terminal's foreground group, so that Ctrl-C reaches us and not the `make` that waits for our exit code
+    0.
+    """
     try:
         descriptor = os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC)
     except OSError:
@@ -159,7 +171,7 @@ class _Shown:
 
 
 def _page_port(console: Console, wanted: int) -> int:
-    got = free_port(wanted)
+    got = choose_port(wanted, service="status page", strict=False)
     if wanted and got != wanted:
         console.print(f"[yellow]Port {wanted} is busy: the status page listens on {got}.[/yellow]")
     return got

@@ -1,4 +1,7 @@
-"""The Faust worker that `dev` runs: started, watched, started again when it dies, stopped; and the three example tasks."""
+"""The Faust worker that `dev` runs:
+
+started, watched, started again when it dies, stopped; and the three example tasks.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,10 @@ class WorkerDied(Exception):
 
 
 class DevWorker:
-    """One `faust -A skalds_streams worker` in a session of its own: the terminal's Ctrl-C does not reach it directly."""
+    """One `faust -A skalds_streams worker` in a session of its own:
+
+    the terminal's Ctrl-C does not reach it directly.
+    """
 
     def __init__(self, data_dir: Path, environment: dict[str, str]) -> None:
         self.environment = environment

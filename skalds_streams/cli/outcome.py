@@ -15,7 +15,7 @@ from skalds_streams.core.row import Row, Status, Wanted
 from skalds_streams.model.record import Record
 from skalds_streams.projections.masking import error_text
 from skalds_streams.replay.recording import Entry
-from skalds_streams.web.words import situation
+from skalds_streams.web.words import situation, update_state
 
 Clean = Callable[[Any], Any]
 
@@ -94,6 +94,8 @@ class Tracker:
 def status_line(row: Row, clean: Clean) -> str:
     """Status and what it waits for: "Assigning: No skald can take it: a: full 8/8"."""
     told = situation(row, clean).text
+    if not told and row.holder is not None and update_state(row) == "pending":
+        told = f"{row.holder.skald_id} has not applied version {row.attachments_version} yet"
     return f"{row.status.value}: {told}" if told else row.status.value
 
 

@@ -42,6 +42,17 @@ from skalds_streams.replay.verify import Finding, Verdict, Verifier
 STEPS_SHOWN = 200
 """Without --from-start only the last ones are shown; all are verified."""
 FINDINGS_SHOWN = 50
+FIRST_FIELDS = (
+    "status",
+    "wanted",
+    "holder",
+    "release",
+    "attachments",
+    "attachments_version",
+    "error",
+    "refused",
+    "waiting",
+)
 DIGEST_FIELD = "attachments_digest"
 DIGEST_HINT = "only the digests of parameters differ: SKALDS_DIGEST_KEY is probably not the key that the cluster has."
 
@@ -187,24 +198,42 @@ def step_lines(step: Step, words: frozenset[str]) -> Iterator[Text]:
     """Event, decision, changed fields."""
     row = step.entry.row
     why = row.why
-    reason = f"  “{text_cleaner(step.after.row, words)(why.reason)}”" if why.reason else ""
-    head = text(when(row.updated_at_ms), QUIET) + text(f"  {one_line(row.task_id)}", "bold")
-    yield (
-        head
-        + text(one_line(f"  {why.kind}"), "cyan")
-        + text(one_line(f"  {why.topic}/{why.partition}@{why.offset}{reason}"), QUIET)
-    )
+    reason = f" “{text_cleaner(step.after.row, words)(why.reason)}”" if why.reason else ""
+    line = text(f"{when(row.updated_at_ms)}  ", QUIET) + text(one_line(row.task_id), "bold")
+    line += text(f"  {one_line(why.kind)}  ", "cyan")
+    yield line + text(one_line(f"{why.topic}/{why.partition}@{why.offset}{reason}"), QUIET)
     if step.base is not None:
-        yield text(f"    taken as recorded: {step.base}", "yellow")
-    shown = " · ".join(change_words(change) for change in _changes(step, words))
-    yield text(f"    {shown or 'nothing but the time of the command'}")
+        yield text(f"    taken as recorded: {one_line(step.base)}", "yellow")
+    ordered = sorted(_changes(step, words), key=_rank)
+    yield text("    " + (" · ".join(map(change_words, ordered)) or "nothing that is shown"))
     for difference in step.differences:
         yield _difference_line(difference, step.after.row, words)
 
 
+def _rank(change: Change) -> int:
+    """What people look for first: status and holder at the front, times at the end."""
+    first = change.field.partition(".")[0]
+    if first in FIRST_FIELDS:
+        return FIRST_FIELDS.index(first)
+    return len(FIRST_FIELDS) + _is_time(change.field)
+
+
+def _is_time(field: str) -> bool:
+    return "." not in field and field.endswith(("_at_ms", "_since_ms"))
+
+
 def change_words(change: Change) -> str:
     """ "status: Assigning → Running"."""
-    return f"{change.field}: {value_words(change.before)} → {value_words(change.after)}"
+    before, after = (_field_words(change.field, value) for value in (change.before, change.after))
+    return f"{change.field.removesuffix('_ms')}: {before} → {after}"
+
+
+def _field_words(field: str, value: Any) -> str:
+    if field == "holder" and isinstance(value, dict):
+        return one_line(f"{value.get('skald_id')} (epoch {value.get('epoch')})")
+    if _is_time(field) and isinstance(value, int):
+        return when(value).partition(" ")[2] or "–"
+    return value_words(value)
 
 
 def finding_lines(finding: Finding, words: frozenset[str]) -> Iterator[Text]:

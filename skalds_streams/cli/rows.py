@@ -66,13 +66,15 @@ def tries_words(row: Row, now_ms: int) -> str:
 
 
 def applied_words(row: Row) -> str:
-    """What became of the newest parameters: "v3", "v4 refused, v3 runs", "v4 pending"."""
+    """What became of the newest parameters: "v3", "v4 refused, v3 runs", "v4 pending", "v4 kept" for the next start."""
     state = update_state(row)
     if state is None:
         return ""
     newest = f"v{row.attachments_version}"
     if state == "applied":
         return newest
+    if state == "pending" and row.holder is None and not row.is_waiting:
+        return f"{newest} kept"
     runs = f", v{row.applied_version} runs" if row.applied_version and row.holder is not None else ""
     return f"{newest} {state}{runs}"
 

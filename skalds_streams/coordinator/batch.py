@@ -1,7 +1,8 @@
 """One batch of one partition: records in, a staged transaction out. No I/O, no clock but the `now_ms` it is given.
 
-Rules: a record at or below its topic's position is skipped; each record is all or nothing; what can't be understood becomes a dead letter and nothing
-else is touched; nothing is visible before `Journal` has committed what is staged here.
+Rules: a record at or below its topic's position is skipped; each record is all or nothing; what can't be understood
+becomes a dead letter and nothing else is touched; nothing is visible before `Journal` has committed what is staged
+here.
 """
 
 from __future__ import annotations
@@ -47,7 +48,10 @@ class Secrecy:
 
 @dataclass(slots=True)
 class Staged:
-    """What one batch wants to write. `rows`: changed rows; `forwards`: (task id, document) to be sent and awaited before the commit."""
+    """What one batch wants to write.
+
+    `rows`: changed rows; `forwards`: (task id, document) to be sent and awaited before the commit.
+    """
 
     rows: dict[str, Row] = field(default_factory=dict)
     history: list[tuple[Row, int]] = field(default_factory=list)

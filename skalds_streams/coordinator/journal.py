@@ -1,7 +1,9 @@
-"""The loop of one partition: take what has come → stage → forward → one transaction → swap the rows in → acknowledge in order.
+"""The loop of one partition: take what has come → stage → forward → one transaction → swap the rows in → acknowledge
+in order.
 
-Rules: no batch is decided before the former's outcome is known; after an error whose outcome is unknown the log is opened again and the same deliveries
-are looked at anew, where positions tell which of them are in; being fenced means asking the group, never fighting; rows are served only while open.
+Rules: no batch is decided before the former's outcome is known; after an error whose outcome is unknown the log is
+opened again and the same deliveries are looked at anew, where positions tell which of them are in; being fenced means
+asking the group, never fighting; rows are served only while open.
 """
 
 from __future__ import annotations
@@ -95,7 +97,10 @@ class Journal:
         self._closed = False
 
     async def offer(self, delivery: Delivery) -> None:
-        """Hand over a delivery; waits while the queue is full. Dropped when the journal is closed: the next owner gets it."""
+        """Hand over a delivery;
+
+        waits while the queue is full. Dropped when the journal is closed: the next owner gets it.
+        """
         if not self._closed:
             await self._queue.put(delivery)
 
@@ -110,7 +115,10 @@ class Journal:
         await self._log.close()
 
     async def run(self) -> None:
-        """Own the partition until closed, or until the group says that it is another's. Raises what can't be mended by trying again."""
+        """Own the partition until closed, or until the group says that it is another's.
+
+        Raises what can't be mended by trying again.
+        """
         while not self._closed:
             if not await self._open():
                 return
@@ -124,7 +132,8 @@ class Journal:
             self.opened.clear()
             self.statistics.reopened += 1
 
-    # -- opening -----------------------------------------------------------------------------------------------------------------
+    # -- opening
+    # -----------------------------------------------------------------------------------------------------------------
 
     async def _open(self) -> bool:
         """Open the log, as often as it takes. False: the partition is not ours, or the journal is closed."""
@@ -150,7 +159,8 @@ class Journal:
             return True
         return False
 
-    # -- one turn ----------------------------------------------------------------------------------------------------------------
+    # -- one turn
+    # ----------------------------------------------------------------------------------------------------------------
 
     async def _turn(self) -> None:
         deliveries = await self._take()
@@ -168,7 +178,10 @@ class Journal:
         self._count(staged, len(deliveries))
 
     def _suspect(self, batch: int, error: ClientError) -> None:
-        """A write was refused, not lost: after some tries halve the batch until the one record that can't be written is found."""
+        """A write was refused, not lost:
+
+        after some tries halve the batch until the one record that can't be written is found.
+        """
         if error.retriable:
             return
         self._tries += 1
@@ -181,9 +194,15 @@ class Journal:
 
     def _condemned(self, record: Record) -> Staged:
         """The poisonous record alone, cut to what surely fits, as a dead letter."""
-        reason = f"{self._poison}; cut to {CONDEMNED_BYTES} bytes" if len(record.value or b"") > CONDEMNED_BYTES else self._poison
+        reason = (
+            f"{self._poison}; cut to {CONDEMNED_BYTES} bytes"
+            if len(record.value or b"") > CONDEMNED_BYTES
+            else self._poison
+        )
         letter = deadletter(
-            replace(record, value=record.value[:CONDEMNED_BYTES] if record.value else None), str(reason), self._context.topics
+            replace(record, value=record.value[:CONDEMNED_BYTES] if record.value else None),
+            str(reason),
+            self._context.topics,
         )
         return Staged(offsets={record.topic: record.offset}, deadletters=[letter])
 
@@ -228,7 +247,9 @@ class Journal:
             log.warning(
                 "journal.deadletter",
                 reason=headers["reason"].decode(),
-                source=b"/".join((headers["source.topic"], headers["source.partition"], headers["source.offset"])).decode(),
+                source=b"/".join(
+                    (headers["source.topic"], headers["source.partition"], headers["source.offset"])
+                ).decode(),
             )
 
 
@@ -237,4 +258,3 @@ def _backoff() -> Iterator[float]:
     while True:
         yield pause_s
         pause_s = min(2 * pause_s, BACKOFF_MOST_S)
-

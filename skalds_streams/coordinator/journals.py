@@ -1,7 +1,7 @@
 """The journals that this process owns: opened when Faust is given their partitions, closed when it loses them.
 
-Rules: opening is idempotent and side by side; a delivery of a partition that is not ours is dropped, its owner reads it; one journal that can't go on
-ends the process with a clear error, the others are closed cleanly.
+Rules: opening is idempotent and side by side; a delivery of a partition that is not ours is dropped, its owner reads
+it; one journal that can't go on ends the process with a clear error, the others are closed cleanly.
 """
 
 from __future__ import annotations
@@ -26,17 +26,23 @@ class Journals:
     """All journals of one process, by partition number."""
 
     def __init__(
-        self, context: JournalContext, new_log: Callable[[int], PartitionLog], on_fatal: Callable[[BaseException], object]
+        self,
+        context: JournalContext,
+        new_log: Callable[[int], PartitionLog],
+        on_fatal: Callable[[BaseException], object],
     ) -> None:
         self._context, self._new_log, self._on_fatal = context, new_log, on_fatal
         self._journals: dict[int, Journal] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
 
-    # -- what Faust says ---------------------------------------------------------------------------------------------------------
+    # -- what Faust says
+    # ---------------------------------------------------------------------------------------------------------
 
     async def own(self, partitions: Collection[int]) -> None:
         """These partitions, and no others, are ours. Waits at most OPEN_WAIT_S for new journals to open."""
-        await asyncio.gather(*(self._close(partition) for partition in list(self._journals) if partition not in partitions))
+        await asyncio.gather(
+            *(self._close(partition) for partition in list(self._journals) if partition not in partitions)
+        )
         for partition in partitions:
             if partition not in self._journals or self._tasks[partition].done():
                 self._begin(partition)
@@ -46,7 +52,9 @@ class Journals:
             for waiting in late:
                 waiting.cancel()
             if late:
-                log.warning("journals.open_late", partitions=[p for p, j in self._journals.items() if not j.opened.is_set()])
+                log.warning(
+                    "journals.open_late", partitions=[p for p, j in self._journals.items() if not j.opened.is_set()]
+                )
 
     async def close(self) -> None:
         await self.own(())
@@ -61,7 +69,7 @@ class Journals:
             await journal.run()
         except asyncio.CancelledError:
             raise
-        except BaseException as error:  # the edge: whatever ends a journal must end the process, loudly, and never silently
+        except BaseException as error:  # noqa: BLE001  # the edge: what ends a journal ends the process
             log.error("journal.failed", partition=journal.partition, error=str(error))
             self._on_fatal(error)
         finally:
@@ -74,14 +82,16 @@ class Journals:
             await task
         await journal.close()
 
-    # -- what agents bring -------------------------------------------------------------------------------------------------------
+    # -- what agents bring
+    # -------------------------------------------------------------------------------------------------------
 
     async def offer(self, delivery: Delivery) -> None:
         journal = self._journals.get(delivery.record.partition)
         if journal is not None:
             await journal.offer(delivery)
 
-    # -- what others read --------------------------------------------------------------------------------------------------------
+    # -- what others read
+    # --------------------------------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Journal]:
         return iter(self._journals.values())
@@ -106,6 +116,9 @@ class Journals:
             yield from list(journal.rows.values())
 
     def end_offset(self, partition: int) -> int | None:
-        """Offset after the last record of the changelog as it was when the journal opened; None while it is not open."""
+        """Offset after the last record of the changelog as it was when the journal opened;
+
+        None while it is not open.
+        """
         journal = self._journals.get(partition)
         return journal.end_offset if journal is not None and journal.opened.is_set() else None

@@ -1,7 +1,9 @@
-"""The changelog partition of one journal, seen from Kafka: open (which fences whoever had it), read to the end, write one transaction.
+"""The changelog partition of one journal, seen from Kafka: open (which fences whoever had it), read to the end, write
+one transaction.
 
-Rules: one transactional id a partition, so the broker refuses a predecessor whatever it still has in its buffers; the end offset read after opening is
-stable; a transaction whose outcome is unknown is never retried here, the log is opened again instead.
+Rules: one transactional id a partition, so the broker refuses a predecessor whatever it still has in its buffers; the
+end offset read after opening is stable; a transaction whose outcome is unknown is never retried here, the log is
+opened again instead.
 """
 
 from __future__ import annotations
@@ -74,14 +76,19 @@ class PartitionLog:
         )
         self._producer = producer
         await producer.start()
-        # An empty transaction sends nothing; beginning it waits for InitProducerId, which is what fences the former owner.
+        # An empty transaction sends nothing; beginning it waits for InitProducerId, which is what fences the former
+        # owner.
         await producer.begin_transaction()
         await producer.abort_transaction()
 
     async def _read(self) -> Recovered:
         tp = TopicPartition(self._topics.changelog, self.partition)
         consumer = AIOKafkaConsumer(
-            **self._client, group_id=None, isolation_level="read_committed", enable_auto_commit=False, auto_offset_reset="earliest"
+            **self._client,
+            group_id=None,
+            isolation_level="read_committed",
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
         )
         await consumer.start()
         try:
@@ -105,12 +112,16 @@ class PartitionLog:
             applied = positions.offsets[tp.topic]
             if end <= applied:
                 raise TopicRecreatedError(
-                    f"topic {tp.topic}, partition {tp.partition}, ends at offset {end}, but offset {applied} was applied before: the topic was"
-                    " deleted and made anew. Start with another SKALDS_APP, or delete the changelog topic as well, to begin afresh."
+                    f"topic {tp.topic}, partition {tp.partition}, ends at offset {end}, but offset {applied} was"
+                    " applied before: the topic was deleted and made anew. To begin afresh, start with another"
+                    f" SKALDS_APP, or delete {self._topics.changelog} as well."
                 )
 
     async def write(self, outputs: Sequence[Output]) -> None:
-        """Write one transaction and wait for its commit. Raises FencedError; any other error means that the outcome is unknown."""
+        """Write one transaction and wait for its commit.
+
+        Raises FencedError; any other error means that the outcome is unknown.
+        """
         producer = self._producer
         if producer is None:
             raise JournalError("the log is not open")
@@ -127,11 +138,11 @@ class PartitionLog:
         by_topic: dict[str, list[Output]] = {}
         for output in outputs:
             by_topic.setdefault(output.topic, []).append(output)
-        futures = []
-        for topic, items in by_topic.items():
-            for batch in _batches(producer, items):
-                futures.append(await producer.send_batch(batch, topic, partition=self.partition))
-        return futures
+        return [
+            await producer.send_batch(batch, topic, partition=self.partition)
+            for topic, items in by_topic.items()
+            for batch in _batches(producer, items)
+        ]
 
 
 def _batches(producer: AIOKafkaProducer, outputs: Sequence[Output]) -> list[Any]:

@@ -1,4 +1,5 @@
-"""What one event does to one row. Pure: (row, event, context) → decision. The journal writes the decision, then applies it.
+"""What one event does to one row. Pure: (row, event, context) → decision. The journal writes the decision, then
+applies it.
 
 Rules (each has a test, the first five a planted bug):
 - a row with a holder is never given another; the holder leaves only by a report of its own run or by its death;
@@ -28,7 +29,10 @@ NOTHING_CHANGED = "already so: nothing changed"
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a decision may know beside the row: the batch's time, where a task would go, and what was ever used in the partition."""
+    """What a decision may know beside the row:
+
+    the batch's time, where a task would go, and what was ever used in the partition.
+    """
 
     now_ms: int
     choose: Callable[[Row], Choice]
@@ -38,7 +42,10 @@ class Context:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """`row` is the new row, or None when nothing changes; then `ignored` says why. `choice` is set when the task was placed."""
+    """`row` is the new row, or None when nothing changes;
+
+    then `ignored` says why. `choice` is set when the task was placed.
+    """
 
     row: Row | None = None
     ignored: str | None = None
@@ -46,7 +53,9 @@ class Decision:
 
 
 def decide(row: Row | None, event: events.Event, context: Context) -> Decision:
-    """Decide one event. Raises IllegalTransitionError only for a row that breaks the transition table, never for an odd event."""
+    """Decide one event. Raises IllegalTransitionError only for a row that breaks the transition table, never for an odd
+    event.
+    """
     if isinstance(event, events.Command):
         known = row or Row(event.task_id, epoch=context.epoch_floor, revision=context.revision_floor)
         changed: Row | str = _command(known, event, context)
@@ -68,7 +77,8 @@ def decide(row: Row | None, event: events.Event, context: Context) -> Decision:
     )
 
 
-# -- commands ------------------------------------------------------------------------------------------------------------------
+# -- commands
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def _command(row: Row, event: events.Command, context: Context) -> Row | str:
@@ -139,7 +149,9 @@ def _parameters(row: Row, attachments: dict[str, Any], at_ms: int) -> dict[str, 
 def _pause(row: Row) -> Row:
     if row.holder is not None:
         return replace(row, wanted=Wanted.PAUSE, release=None)
-    return replace(row, wanted=Wanted.PAUSE, status=step(row.status, Step.PAUSE), release=None, waiting=None, retry_at_ms=0)
+    return replace(
+        row, wanted=Wanted.PAUSE, status=step(row.status, Step.PAUSE), release=None, waiting=None, retry_at_ms=0
+    )
 
 
 def _cancel(row: Row, event: events.Cancel, context: Context) -> Row:
@@ -174,7 +186,8 @@ def _update(row: Row, event: events.Update, context: Context) -> Row:
     return replace(row, **_parameters(row, dict(new), at_ms))
 
 
-# -- reports -------------------------------------------------------------------------------------------------------------------
+# -- reports
+# -------------------------------------------------------------------------------------------------------------------
 
 
 def _report(row: Row, event: events.Report, context: Context) -> Row | str:
@@ -270,7 +283,8 @@ def _retry(row: Row, event: events.Retry, context: Context) -> Row | str:
     return replace(row, retry_at_ms=0, note=None)
 
 
-# -- placement -----------------------------------------------------------------------------------------------------------------
+# -- placement
+# -----------------------------------------------------------------------------------------------------------------
 
 
 def _place(row: Row, context: Context) -> tuple[Row, Choice | None]:

@@ -1,7 +1,8 @@
-"""What the coordinator itself finds due: runs whose holder is dead, back-offs that are over, tasks that could be placed now.
+"""What the coordinator itself finds due: runs whose holder is dead, back-offs that are over, tasks that could be
+placed now.
 
-Looked at on every membership change and every second as a net (level, not edge). The answer is written as a record; that record, not the clock,
-is the cause, and `decide` checks that it still fits.
+Looked at on every membership change and every second as a net (level, not edge). The answer is written as a record;
+that record, not the clock, is the cause, and `decide` checks that it still fits.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """What can happen to one task: commands from outside, reports from skalds, and what the coordinator itself finds due.
 
-An event names exactly one task and carries its cause. The wire shapes are in `model.codec`; many ids in one record become many events there.
+An event names exactly one task and carries its cause. The wire shapes are in `model.codec`; many ids in one record
+become many events there.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ class TaskSpec:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """Base of what comes from outside. `origin` is "topic/partition" when the record was forwarded, with its offset there."""
+    """Base of what comes from outside.
+
+    `origin` is "topic/partition" when the record was forwarded, with its offset there.
+    """
 
     task_id: str
     cause: Cause

@@ -1,8 +1,9 @@
 """Who is there: a fold over the heartbeat log. The log is the clock; no time of day enters.
 
-Rules: an incarnation is one life of a skald process under one id. It is dead for good when a later incarnation says `replaces` it (its machine's
-lock proves that its workers are gone) or when it said `leaving`, after its last worker was reaped. One that only falls silent is not
-dead; it is merely not given new tasks. The document arrives whole on change and every 30 s; short beats in between keep what is known.
+Rules: an incarnation is one life of a skald process under one id. It is dead for good when a later incarnation says
+`replaces` it (its machine's lock proves that its workers are gone) or when it said `leaving`, after its last worker
+was reaped. One that only falls silent is not dead; it is merely not given new tasks. The document arrives whole on
+change and every 30 s; short beats in between keep what is known.
 """
 
 from __future__ import annotations
@@ -65,7 +66,11 @@ class Members:
         before = self._live.get(incarnation)
         member = before or Member(skald_id, incarnation)
         member = replace(
-            member, n=int(doc.get("n", 0)), last_offset=offset, running=int(doc.get("running", member.running)), at_ms=at_ms
+            member,
+            n=int(doc.get("n", 0)),
+            last_offset=offset,
+            running=int(doc.get("running", member.running)),
+            at_ms=at_ms,
         )
         known = {name: doc[name] for name in _DOCUMENT if name in doc}
         if "not_loadable" in doc:
@@ -118,4 +123,12 @@ class Members:
 
 
 def _described(member: Member) -> tuple[object, ...]:
-    return (member.state, dict(member.classes), member.not_loadable, dict(member.labels), member.capacity, member.web, member.role)
+    return (
+        member.state,
+        dict(member.classes),
+        member.not_loadable,
+        dict(member.labels),
+        member.capacity,
+        member.web,
+        member.role,
+    )

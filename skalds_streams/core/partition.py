@@ -1,4 +1,7 @@
-"""Which partition a task id belongs to: Kafka's default partitioner (murmur2 of the key), as Java, kafka-python and aiokafka have it."""
+"""Which partition a task id belongs to:
+
+Kafka's default partitioner (murmur2 of the key), as Java, kafka-python and aiokafka have it.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,10 @@ _MASK = 0xFFFFFFFF
 
 
 def murmur2(data: bytes) -> int:
-    """Kafka's murmur2 of `data`, an unsigned 32-bit number. Source: org.apache.kafka.common.utils.Utils, described in Kafka's docs."""
+    """Kafka's murmur2 of `data`, an unsigned 32-bit number.
+
+    Source: org.apache.kafka.common.utils.Utils, described in Kafka's docs.
+    """
     length = len(data)
     h = 0x9747B28C ^ length
     for at in range(0, length & ~3, 4):

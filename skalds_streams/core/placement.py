@@ -1,7 +1,8 @@
 """Which skald gets a task: a pure function of the row, who is there, and how much each has.
 
-A recipient pins. Otherwise, among those that have the class, the labels and the room: the one that held the task last, then rendezvous hashing
-weighted by free capacity, so that a node that comes or goes moves few tasks. Nobody capable: the reason per skald, for people.
+A recipient pins. Otherwise, among those that have the class, the labels and the room: the one that held the task last,
+then rendezvous hashing weighted by free capacity, so that a node that comes or goes moves few tasks. Nobody capable:
+the reason per skald, for people.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ class Choice:
 
 
 class Load:
-    """Placements that heartbeats can't show yet: those made since a member's last beat was seen. One object a partition."""
+    """Placements that heartbeats can't show yet:
+
+    those made since a member's last beat was seen. One object a partition.
+    """
 
     def __init__(self) -> None:
         self._placed: dict[str, list[tuple[int, int]]] = {}

@@ -1,7 +1,7 @@
 """What a skald must do so that what runs here is what the rows say. Pure: (rows, runs) → actions.
 
-Rules: only a row that names this incarnation is ours, compared at this moment; an epoch that ended here never starts again here; a row held here that is
-not to run and does not run is answered with Stopped, else nobody would free it.
+Rules: only a row that names this incarnation is ours, compared at this moment; an epoch that ended here never starts
+again here; a row held here that is not to run and does not run is answered with Stopped, else nobody would free it.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Start:
+    """Start a worker for a row that is ours."""
+
     row: Row
 
 
@@ -35,6 +37,8 @@ class Push:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
+    """End a worker that is not to run here."""
+
     task_id: str
     epoch: int
     reason: str
@@ -71,7 +75,9 @@ def reconcile(
     rows: Mapping[str, Row], runs: Mapping[str, Run], done: Mapping[str, int], incarnation: str
 ) -> Iterator[Action]:
     """Actions for every task that is held here or runs here."""
-    held = {task_id for task_id, row in rows.items() if row.holder is not None and row.holder.incarnation == incarnation}
+    held = {
+        task_id for task_id, row in rows.items() if row.holder is not None and row.holder.incarnation == incarnation
+    }
     for task_id in sorted(held | runs.keys()):
         action = reconcile_task(task_id, rows.get(task_id), runs.get(task_id), done.get(task_id, 0), incarnation)
         if action is not None:

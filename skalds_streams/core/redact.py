@@ -1,4 +1,7 @@
-"""Masking of secrets in parameters and texts before they leave a worker's host: listed words in names, userinfo in URLs."""
+"""Masking of secrets in parameters and texts before they leave a worker's host:
+
+listed words in names, userinfo in URLs.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,8 @@ _USERINFO = re.compile(r"([a-zA-Z][a-zA-Z0-9+.\-]*://)[^/\s@\"']+@")
 def redact(value: Any, words: Collection[str]) -> Any:
     """A copy of a JSON value with secrets masked.
 
-    words: lower-case words; a field whose name contains one (case and underscores ignored) is masked whole, whatever it holds.
+    words: lower-case words; a field whose name contains one (case and underscores ignored) is masked whole, whatever
+    it holds.
     """
     if isinstance(value, dict):
         return {

@@ -1,7 +1,9 @@
-"""The ownership row: what is wanted of a task and who holds it. The truth of the system, one JSON document a task on the changelog.
+"""The ownership row: what is wanted of a task and who holds it. The truth of the system, one JSON document a task on
+the changelog.
 
-Rules: a row is a value (frozen; changed by `dataclasses.replace` in `core.decide` only); `revision` rises by one at every change;
-`epoch` never falls; a holder is in the row from placement until it is known to have ended. What may follow what is in `core.transitions`.
+Rules: a row is a value (frozen; changed by `dataclasses.replace` in `core.decide` only); `revision` rises by one at
+every change; `epoch` never falls; a holder is in the row from placement until it is known to have ended. What may
+follow what is in `core.transitions`.
 """
 
 from __future__ import annotations
@@ -133,7 +135,10 @@ class Row:
 
     @classmethod
     def from_doc(cls, doc: Json) -> Row:
-        """Read a document. Raises ValueError for a newer format or a document that is no row. Unknown fields are ignored."""
+        """Read a document. Raises ValueError for a newer format or a document that is no row.
+
+        Unknown fields are ignored.
+        """
         version = doc.get("v")
         if not isinstance(version, int) or version > FORMAT:
             raise ValueError(f"row format {version!r} is newer than {FORMAT}, the newest that this version knows")

@@ -1,4 +1,5 @@
-"""Which status may follow which, as a table. `core.decide` moves a row's status by `step` only; a pair that is not here is illegal.
+"""Which status may follow which, as a table. `core.decide` moves a row's status by `step` only; a pair that is not
+here is illegal.
 
 The picture in docs/states.md is drawn from this table.
 """

@@ -19,7 +19,10 @@ class ChangelogState:
     positions: dict[int, Positions] = field(default_factory=dict)
 
     def apply(self, partition: int, key: bytes | None, value: bytes | None) -> str | None:
-        """Apply one record. Returns the id of the task that changed, None for positions. Raises WireError, InvariantError."""
+        """Apply one record. Returns the id of the task that changed, None for positions.
+
+        Raises WireError, InvariantError.
+        """
         if key is None:
             return None
         if key == POSITIONS_KEY:

@@ -1,14 +1,15 @@
 """Between bytes and the core's values: commands, reports, rows, positions, history.
 
-Rules: what can't be understood raises WireError whose text a person can act on, and touches nothing; a secret never leaves in history (masked
-here, once); limits are checked before anything is built. Heartbeats are plain documents and are folded in `core.membership`.
+Rules: what can't be understood raises WireError whose text a person can act on, and touches nothing; a secret never
+leaves in history (masked here, once); limits are checked before anything is built. Heartbeats are plain documents and
+are folded in `core.membership`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from pydantic import ValidationError
 from skalds_streams.core import events
 from skalds_streams.core.partition import partition_of
 from skalds_streams.core.redact import redact
-from skalds_streams.core.row import Cause, Json, Release, Row, Wanted
+from skalds_streams.core.row import Cause, Release, Row, Wanted
 from skalds_streams.errors import WireError
 from skalds_streams.model.event import TaskEvent
 from skalds_streams.model.record import Record
@@ -52,7 +53,9 @@ def parse(record: Record, topics: Topics, limits: Limits) -> Parsed:
     if record.value is None:
         raise WireError("the value is empty")
     if len(record.value) > limits.record_bytes:
-        raise WireError(f"the value has {len(record.value)} bytes, the limit is {limits.record_bytes} (SKALDS_MAX_RECORD_BYTES)")
+        raise WireError(
+            f"the value has {len(record.value)} bytes, the limit is {limits.record_bytes} (SKALDS_MAX_RECORD_BYTES)"
+        )
     doc = _object(record.value)
     if record.topic == topics.report:
         return Parsed(events=_parse_report(record, doc, topics, limits))
@@ -74,7 +77,8 @@ def _json_type(value: object) -> str:
     return "null" if value is None else names.get(type(value), type(value).__name__)
 
 
-# -- commands ------------------------------------------------------------------------------------------------------------------
+# -- commands
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def _parse_command(record: Record, doc: dict[str, Any], topics: Topics, limits: Limits) -> Parsed:
@@ -143,7 +147,9 @@ def _check_attachments(attachments: Any, limits: Limits, *, required: bool = Fal
         raise WireError(f"attachments must be an object, not {_json_type(attachments)}")
     size = len(orjson.dumps(attachments))
     if size > limits.attachments_bytes:
-        raise WireError(f"attachments have {size} bytes, the limit is {limits.attachments_bytes} (SKALDS_MAX_ATTACHMENTS_BYTES)")
+        raise WireError(
+            f"attachments have {size} bytes, the limit is {limits.attachments_bytes} (SKALDS_MAX_ATTACHMENTS_BYTES)"
+        )
 
 
 def _specs(event: TaskEvent, limits: Limits) -> dict[str, events.TaskSpec]:
@@ -172,7 +178,9 @@ def _specs(event: TaskEvent, limits: Limits) -> dict[str, events.TaskSpec]:
     return specs
 
 
-def _command(kind: str, task_id: str, event: TaskEvent, specs: dict[str, events.TaskSpec], cause: Cause) -> events.Command:
+def _command(
+    kind: str, task_id: str, event: TaskEvent, specs: dict[str, events.TaskSpec], cause: Cause
+) -> events.Assign | events.Cancel | events.Update:
     if kind == "Cancel":
         return events.Cancel(task_id, cause)
     if kind == "Update":
@@ -199,10 +207,13 @@ def _text(text: str | None) -> str | None:
     return text[:MAX_TEXT] if text else None
 
 
-# -- forwarded commands --------------------------------------------------------------------------------------------------------
+# -- forwarded commands
+# --------------------------------------------------------------------------------------------------------
 
 
-def _forward(kind: str, task_id: str, event: TaskEvent, specs: dict[str, events.TaskSpec], cause: Cause) -> dict[str, Any]:
+def _forward(
+    kind: str, task_id: str, event: TaskEvent, specs: dict[str, events.TaskSpec], cause: Cause
+) -> dict[str, Any]:
     spec = specs.get(task_id)
     return {
         "v": 1,
@@ -218,10 +229,15 @@ def _forward(kind: str, task_id: str, event: TaskEvent, specs: dict[str, events.
     }
 
 
-def _forwarded(record: Record, doc: dict[str, Any], task_id: str) -> events.Command:
+def _forwarded(record: Record, doc: dict[str, Any], task_id: str) -> events.Assign | events.Cancel | events.Update:
     origin_cause = doc["cause"]
     cause = Cause(
-        doc["command"], record.topic, record.partition, record.offset, int(origin_cause["at_ms"]), _text(origin_cause.get("reason"))
+        doc["command"],
+        record.topic,
+        record.partition,
+        record.offset,
+        int(origin_cause["at_ms"]),
+        _text(origin_cause.get("reason")),
     )
     origin: dict[str, Any] = {
         "origin": f"{origin_cause['topic']}/{int(origin_cause['partition'])}",
@@ -235,9 +251,10 @@ def _forwarded(record: Record, doc: dict[str, Any], task_id: str) -> events.Comm
     return _assign(task_id, cause, spec=spec, recipient=doc.get("recipient"), action=doc.get("action"), **origin)
 
 
-# -- reports -------------------------------------------------------------------------------------------------------------------
+# -- reports
+# -------------------------------------------------------------------------------------------------------------------
 
-_RUN_REPORTS = {
+_RUN_REPORTS: Mapping[str, Callable[..., events.Event]] = {
     "Running": events.Running,
     "Applied": events.Applied,
     "Refused": events.Refused,
@@ -286,10 +303,12 @@ def _report(record: Record, doc: dict[str, Any], task_id: str) -> events.Event:
     return _RUN_REPORTS[kind](task_id, cause, int(doc["epoch"]), str(doc["incarnation"]), **more)
 
 
-# -- rows, positions, history --------------------------------------------------------------------------------------------------
+# -- rows, positions, history
+# --------------------------------------------------------------------------------------------------
 
 
 def encode_row(row: Row) -> bytes:
+    """The changelog's value of a row."""
     return orjson.dumps(row.to_doc())
 
 
@@ -303,14 +322,18 @@ def decode_row(value: bytes) -> Row:
 
 @dataclass(frozen=True, slots=True)
 class Positions:
-    """How far a partition's inputs are applied, and what was ever used there. `offsets`: topic → last applied offset."""
+    """How far a partition's inputs are applied, and what was ever used there.
 
-    offsets: Json
+    `offsets`: topic → last applied offset.
+    """
+
+    offsets: Mapping[str, int]
     epoch_floor: int = 0
     revision_floor: int = 0
 
 
 def encode_positions(positions: Positions) -> bytes:
+    """The changelog's value under POSITIONS_KEY."""
     return orjson.dumps(
         {
             "v": 1,
@@ -327,13 +350,18 @@ def decode_positions(value: bytes) -> Positions:
         doc = orjson.loads(value)
         if doc["v"] > 1:
             raise WireError(f"positions of format {doc['v']} are newer than 1")
-        return Positions({str(k): int(v) for k, v in doc["positions"].items()}, doc["epoch_floor"], doc["revision_floor"])
+        return Positions(
+            {str(k): int(v) for k, v in doc["positions"].items()}, doc["epoch_floor"], doc["revision_floor"]
+        )
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise WireError(f"not a positions record: {error}") from None
 
 
 def history_doc(row: Row, *, words: Collection[str], digest_key: bytes, members_offset: int = -1) -> dict[str, Any]:
-    """The row as the world may see it: parameters masked, with a keyed digest so that replay can compare what it may not read."""
+    """The row as the world may see it:
+
+    parameters masked, with a keyed digest so that replay can compare what it may not read.
+    """
     doc = row.to_doc()
     attachments = doc.pop("attachments")
     doc["attachments_masked"] = redact(attachments, words)

@@ -1,4 +1,7 @@
-"""A Kafka record as the rest of the code sees it: no client library's type travels further than the reader that made this."""
+"""A Kafka record as the rest of the code sees it:
+
+no client library's type travels further than the reader that made this.
+"""
 
 from __future__ import annotations
 
@@ -20,5 +23,5 @@ class Record:
 
     @property
     def where(self) -> str:
-        """"topic/partition@offset", for messages to people."""
+        """ "topic/partition@offset", for messages to people."""
         return f"{self.topic}/{self.partition}@{self.offset}"

@@ -1,1 +1,1 @@
-"""Clients that others import: Kafka (`kafka`, upstream's names), the keys of Redis, and how this project's own Kafka clients are made."""
+"""Kafka and Redis for others and for us: upstream's KafkaProxy (`kafka`), Redis keys, and how clients are made."""

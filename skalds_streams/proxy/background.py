@@ -8,18 +8,21 @@ It does not survive a fork: a child gets a clear error instead of a call that ne
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import CancelledError, Future
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from typing import Any, TypeVar
 
-from anyio.from_thread import BlockingPortal, start_blocking_portal
+import anyio
+from anyio.from_thread import BlockingPortal
 
 from skalds_streams.errors import KafkaError
 
+log = logging.getLogger("skalds_streams.proxy.kafka")
 Result = TypeVar("Result")
 Address = tuple[Any, Any, int, str, Any]
 
@@ -29,11 +32,11 @@ class BackgroundLoop:
 
     def __init__(self) -> None:
         self._pid = os.getpid()
-        self._exits = ExitStack()
-        options = {"loop_factory": _ResolvingLoop}
-        self._portal: BlockingPortal = self._exits.enter_context(start_blocking_portal("asyncio", options))
-        self._loop = self._portal.call(asyncio.get_running_loop)
         self._closed = False
+        started: Future[tuple[BlockingPortal, asyncio.AbstractEventLoop]] = Future()
+        self._thread = threading.Thread(target=_serve, args=(started,), name="skalds-kafka", daemon=True)
+        self._thread.start()
+        self._portal, self._loop = started.result()
 
     @property
     def foreign(self) -> bool:
@@ -50,10 +53,11 @@ class BackgroundLoop:
     def start(self, func: Callable[..., Awaitable[None]]) -> None:
         """Run `func(task_status=…)` until `close`; returns once it has called `task_status.started()`."""
         self.check()
-        self._portal.start_task(func)
+        future, _ = self._portal.start_task(func)
+        future.add_done_callback(_report)
 
     def run(self, func: Callable[..., Awaitable[Result]], *args: object, timeout: float | None = None) -> Result:
-        """Await `func(*args)` there. Raises what it raises, TimeoutError after `timeout` seconds, KafkaError if closed."""
+        """Await `func(*args)` there. Raises its errors, TimeoutError after `timeout` seconds, KafkaError if closed."""
         self.check()
         future: Future[Result] = self._portal.start_task_soon(func, *args)
         try:
@@ -64,7 +68,7 @@ class BackgroundLoop:
             future.cancel()  # nothing when it is done
 
     def call_soon(self, func: Callable[..., object], *args: object) -> None:
-        """Call `func(*args)` there, soon and in order; from any thread, that of the loop included. Raises KafkaError."""
+        """Call `func(*args)` there, soon and in order; from any thread, the loop's own too. Raises KafkaError."""
         self.check()
         try:
             self._loop.call_soon_threadsafe(func, *args)
@@ -78,7 +82,29 @@ class BackgroundLoop:
         self._closed = True
         with suppress(RuntimeError):  # the loop has ended by itself
             self._portal.call(self._portal.stop, True)
-        self._exits.close()
+        self._thread.join()
+
+
+def _serve(started: Future[tuple[BlockingPortal, asyncio.AbstractEventLoop]]) -> None:
+    """The thread. Not anyio's start_blocking_portal: what it leaves in a forked child waits for the loop for ever."""
+
+    async def main() -> None:
+        async with BlockingPortal() as portal:
+            started.set_result((portal, asyncio.get_running_loop()))
+            await portal.sleep_until_stopped()
+
+    try:
+        anyio.run(main, backend="asyncio", backend_options={"loop_factory": _ResolvingLoop})
+    except BaseException as error:
+        if started.done():
+            raise
+        started.set_exception(error)
+
+
+def _report(future: Future[None]) -> None:
+    error = None if future.cancelled() else future.exception()
+    if error is not None:
+        log.error("the background loop lost a part of it", exc_info=error)
 
 
 class _ResolvingLoop(asyncio.SelectorEventLoop):

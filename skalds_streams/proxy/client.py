@@ -1,4 +1,7 @@
-"""How every aiokafka client of this project is made: address, security, and the one tuning that has no public option."""
+"""How every aiokafka client of this project is made:
+
+address, security, and the one tuning that has no public option.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +14,27 @@ from skalds_streams.errors import KafkaError
 from skalds_streams.settings import Settings
 
 PREFETCH_BACKOFF_S = 0.005
-"""aiokafka asks a broker again only after this while a fetched partition is not drained; its own 0.1 s was the p99 of a hop."""
+"""aiokafka asks a broker again only after this while a fetched partition is not drained;
+
+its own 0.1 s was the p99 of a hop.
+"""
 REQUEST_TIMEOUT_MS = 10_000
 
 
 def client_options(settings: Settings) -> dict[str, Any]:
     """Keyword arguments for AIOKafkaConsumer, AIOKafkaProducer and AIOKafkaAdminClient."""
-    return {"bootstrap_servers": settings.bootstrap, "request_timeout_ms": REQUEST_TIMEOUT_MS, **security_options(settings)}
+    return {
+        "bootstrap_servers": settings.bootstrap,
+        "request_timeout_ms": REQUEST_TIMEOUT_MS,
+        **security_options(settings),
+    }
 
 
 def security_options(settings: Settings) -> dict[str, Any]:
-    """SASL PLAIN when a user name is set: over TLS for confluent.cloud, as upstream, else in plain text inside a private network."""
+    """SASL PLAIN when a user name is set:
+
+    over TLS for confluent.cloud, as upstream, else in plain text inside a private network.
+    """
     if not settings.kafka_username:
         return {}
     tls = "confluent.cloud" in settings.kafka_host
@@ -35,7 +48,10 @@ def security_options(settings: Settings) -> dict[str, Any]:
 
 
 def tune_consumers() -> None:
-    """Lower aiokafka's prefetch back-off for every consumer made from now on. Raises KafkaError when aiokafka has changed."""
+    """Lower aiokafka's prefetch back-off for every consumer made from now on.
+
+    Raises KafkaError when aiokafka has changed.
+    """
     defaults = Fetcher.__init__.__kwdefaults__ or {}
     if "prefetch_backoff" not in defaults:
         raise KafkaError("this aiokafka has no prefetch_backoff: check PREFETCH_BACKOFF_S")

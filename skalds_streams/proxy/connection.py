@@ -37,10 +37,10 @@ Client = TypeVar("Client")
 class KafkaConfig:
     """Where the broker is, what to read from it, who asks.
 
-    host: None or blank is localhost. port: None or ≤ 0 is 9092. consume_topic_list: topics that the proxy reads, default
-    none. consume_group_id: consumer group to read them in; None (upstream: a random group at each start) reads all
-    partitions without a group, from the end, and commits nothing. username, password: SASL PLAIN, over TLS if the host
-    is one of confluent.cloud, else in plain text (upstream ignores them then). Nothing is read from the environment.
+    host: None or blank is localhost. port: None or ≤ 0 is 9092. consume_topic_list: topics that the proxy reads,
+    default none. consume_group_id: consumer group to read them in; None (upstream: a random group at each start) reads
+    all partitions without a group, from the end, and commits nothing. username, password: SASL PLAIN, over TLS if the
+    host is one of confluent.cloud, else in plain text (upstream ignores them then). The environment is not read.
     """
 
     def __init__(
@@ -93,8 +93,8 @@ def client_options(config: KafkaConfig) -> dict[str, Any]:
 async def open_producer(config: KafkaConfig) -> AIOKafkaProducer:
     """A started producer: idempotent, acks=all, gzip. Raises aiokafka's errors.
 
-    gzip as upstream: every reader of these topics has to take it anyway, Python brings it, and a batch of events shrinks
-    to a twentieth (100 events: 14.9 kB to 0.6 kB) for 10 µs each.
+    gzip as upstream: every reader of these topics has to take it anyway, Python brings it, and a batch of events
+    shrinks to a twentieth (100 events: 14.9 kB to 0.6 kB) for 10 µs each.
     """
     producer = AIOKafkaProducer(
         **client_options(config),
@@ -144,7 +144,7 @@ async def close_producer(producer: AIOKafkaProducer) -> None:
                 log.debug("closing a producer: %r", error)
         if scope.cancelled_caught:
             # stop() waits for records that an idempotent producer sends again for ever. Nothing public ends that.
-            sender = producer._sender.sender_task  # noqa: SLF001
+            sender = producer._sender.sender_task
             if sender is not None:
                 sender.cancel()
             await producer.client.close()
@@ -188,8 +188,12 @@ async def explain(config: KafkaConfig, error: BaseException) -> str:
         return f"no answer to a connection within {PROBE_S:g} s"
     except OSError as refused:
         return str(refused)
+    if isinstance(error, TimeoutError):
+        return "something listens there but does not answer"
     who = f" as user {config.username!r}" if config.username else ""
-    return f"something listens there, but does not serve a Kafka client with {config.protocol}{who} ({error_text(error)})"
+    return (
+        f"something listens there, but does not serve a Kafka client with {config.protocol}{who} ({error_text(error)})"
+    )
 
 
 def error_text(error: BaseException) -> str:

@@ -1,7 +1,7 @@
-"""What becomes of a record that was handed to a producer: Outgoing, Receipt, Delivery, and the backlog of open receipts.
+"""What becomes of a record that is to be sent: Outgoing, Receipt, Delivery, and the backlog of open receipts.
 
-Rules: every receipt is settled, once: with a Delivery or with a ProduceError. The backlog is bounded in number and bytes.
-A failure that nobody has looked at is kept for the next flush. Used from any thread; no loop and no client lives here.
+Rules: every receipt is settled, once: with a Delivery or with a ProduceError. The backlog is bounded in number and
+bytes. A failure that nobody has looked at is kept for the next flush. Used from any thread; no loop, no client here.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class Backlog:
         self._failed: deque[Receipt] = deque(maxlen=FAILURES_KEPT)
 
     def admit(self, record: Outgoing, timeout: float) -> None:
-        """Count a record until its receipt is settled. Raises ProduceError if there is no room within `timeout` seconds."""
+        """Count a record until its receipt is settled. Raises ProduceError if there is no room in `timeout` seconds."""
         size = record.size
         with self._room:
             if not self._room.wait_for(lambda: self._has_room(size), timeout):
@@ -115,7 +115,7 @@ class Backlog:
                 )
             self._open[record.receipt] = size
             self._bytes += size
-        record.receipt.add_done_callback(self._settled)
+        record.receipt.add_done_callback(lambda _: self._settled(record.receipt))
 
     def receipts(self) -> list[Receipt]:
         """Those open now, oldest first."""
@@ -123,7 +123,7 @@ class Backlog:
             return list(self._open)
 
     def take_failures(self) -> list[Receipt]:
-        """Receipts that failed since the last call and that nobody has looked at; at most FAILURES_KEPT, oldest first."""
+        """The last FAILURES_KEPT that failed since the last call, but for those that somebody looked at; in order."""
         with self._room:
             failed = [receipt for receipt in self._failed if not receipt.seen]
             self._failed.clear()
@@ -132,12 +132,12 @@ class Backlog:
     def _has_room(self, size: int) -> bool:
         return not self._open or (len(self._open) < OPEN_RECORDS_MAX and self._bytes + size <= OPEN_BYTES_MAX)
 
-    def _settled(self, receipt: Future[Delivery]) -> None:
+    def _settled(self, receipt: Receipt) -> None:
         error = Future.exception(receipt)
         with self._room:
-            self._bytes -= self._open.pop(receipt)  # type: ignore[arg-type]  # only receipts are admitted
+            self._bytes -= self._open.pop(receipt)
             if error is not None:
-                self._failed.append(receipt)  # type: ignore[arg-type]
+                self._failed.append(receipt)
             self._room.notify_all()
         if error is not None:
             log.warning("not delivered: %s", error)

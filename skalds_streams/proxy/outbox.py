@@ -3,12 +3,13 @@
 Rules: records of one topic are handed over in the order they came; topics do not wait for each other. A record that has
 no answer DELIVERY_S after it came is given up, and its receipt says whether it can still be written.
 
-**A producer is used until the first record that the broker refuses.** The refused batch has used up sequence numbers, so
-the broker refuses every later batch of that partition too (OutOfOrderSequenceNumber), and aiokafka never recovers. So:
-stop handing over, wait until everything handed over is decided, open a new producer, send what was refused only for the
-gap again (it is not in the log: it was refused), in its old order, and go on.
+**A producer is used until the first record that the broker refuses.** The refused batch has used up sequence numbers,
+so the broker refuses every later batch of that partition too (OutOfOrderSequenceNumber), and aiokafka never recovers.
+So: stop handing over, wait until everything handed over is decided, open a new producer, and go on. Records refused
+only for the gap, or with others in one batch for what one of them is, are not in the log: they are sent again first, in
+their old order, each in a batch of its own, so that in the end only the culprit fails.
 
-What does not live here: receipts and bounds (`delivery`), what callers see (`kafka`). Everything runs in the loop's thread.
+What does not live here: receipts and bounds (`delivery`), what callers see (`kafka`). All runs in the loop's thread.
 """
 
 from __future__ import annotations
@@ -18,20 +19,42 @@ from collections import deque
 from functools import partial
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError as ClientError
-from aiokafka.errors import KafkaTimeoutError, OutOfOrderSequenceNumber, UnknownProducerId
+from aiokafka.errors import (
+    InvalidTimestampError,
+    KafkaTimeoutError,
+    MessageSizeTooLargeError,
+    OutOfOrderSequenceNumber,
+    RecordListTooLargeError,
+    TopicAuthorizationFailedError,
+    UnknownProducerId,
+    UnknownTopicOrPartitionError,
+)
 from anyio import TASK_STATUS_IGNORED, create_task_group
 from anyio.abc import TaskGroup, TaskStatus
 
-from skalds_streams.proxy.connection import TRY_S, KafkaConfig, close_producer, error_text, insist, open_producer
+from skalds_streams.proxy.connection import (
+    RETRY_S,
+    TRY_S,
+    KafkaConfig,
+    close_producer,
+    error_text,
+    insist,
+    open_producer,
+)
 from skalds_streams.proxy.delivery import Delivery, Outgoing
 
 DELIVERY_S = 30.0
 """A receipt is settled after this at the latest; upstream's delivery timeout."""
 TRIES_MAX = 3
-"""A record refused for a gap before it is sent again this often."""
+"""A record refused for a gap is sent this often in all."""
 GAP_ERRORS = (OutOfOrderSequenceNumber, UnknownProducerId)
 """The broker refuses a batch for what is missing before it, so it is not in the log."""
+BATCH_ERRORS = (MessageSizeTooLargeError, RecordListTooLargeError, InvalidTimestampError)
+"""The broker refuses a batch for one of its records, so none of them is in the log."""
+HARMLESS_ERRORS = (MessageSizeTooLargeError, TopicAuthorizationFailedError, UnknownTopicOrPartitionError)
+"""Raised before a record gets into a batch: the producer is as good as before."""
+TOPIC_PAUSES_S = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
+"""A topic that was just created is not known to every broker at once."""
 CREATE_TIME = 0
 
 
@@ -47,15 +70,15 @@ class Outbox:
         self._ready = asyncio.Event()
         self._spoilt = asyncio.Event()
         self._idle = asyncio.Event()
-        self._handing_over = 0
+        self._handed: set[Outgoing] = set()
         self._in_flight: set[Outgoing] = set()
         self._again: list[Outgoing] = []
         self._count = 0
 
     @property
     def connected(self) -> bool:
-        """Whether there is a producer now. Readable from any thread."""
-        return self._ready.is_set()
+        """Whether there has been a producer. Readable from any thread."""
+        return self._producer is not None
 
     async def wait_connected(self) -> None:
         """Return once there is a producer."""
@@ -90,8 +113,7 @@ class Outbox:
         self._again.clear()
         self._ready.set()
         await self._spoilt.wait()
-        self._ready.clear()
-        while self._in_flight or self._handing_over:
+        while self._in_flight or self._handed:
             self._idle.clear()
             await self._idle.wait()
 
@@ -113,30 +135,44 @@ class Outbox:
             record = queue.popleft()
             if record.receipt.done():
                 continue
-            self._handing_over += 1
+            self._handed.add(record)
             try:
                 if not await self._hand_over(record):
                     queue.appendleft(record)
             finally:
-                self._handing_over -= 1
+                self._handed.discard(record)
                 self._idle.set()
         del self._queues[topic]
 
     async def _hand_over(self, record: Outgoing) -> bool:
         """Whether that is done with; False: try again."""
-        if self._producer is None:
+        producer = self._producer
+        if producer is None:
             return False
         try:
-            future = await self._producer.send(
+            there = await _topic_there(producer, record.topic)
+            if there is None:
+                await asyncio.sleep(RETRY_S)
+                return False
+            if not there:
+                record.receipt.fail("not accepted: the broker has no such topic and makes none")
+                return True
+            future = await producer.send(
                 record.topic, record.value, record.key, timestamp_ms=record.timestamp_ms, headers=record.headers
             )
         except KafkaTimeoutError:  # the partition's buffer is full and was not sent
             return False
-        except ClientError as error:
+        except HARMLESS_ERRORS as error:
+            record.receipt.fail(_refused(error), error)
+            return True
+        except Exception as error:  # noqa: BLE001  # it concerns this record, whose receipt has it; the lane goes on
+            self._spoil()
             record.receipt.fail(_refused(error), error)
             return True
         self._in_flight.add(record)
         future.add_done_callback(partial(self._decided, record))
+        if record.tries > 0:
+            await asyncio.wait([future])  # alone in its batch
         return True
 
     def _decided(self, record: Outgoing, future: asyncio.Future[object]) -> None:
@@ -146,18 +182,24 @@ class Outbox:
         if error is None:
             record.receipt.deliver(_delivery(record, future.result()))
             return
-        self._spoilt.set()
-        if isinstance(error, GAP_ERRORS) and record.tries < TRIES_MAX and not record.receipt.done():
-            record.tries += 1
+        self._spoil()
+        record.tries += 1
+        for_others = record.tries < TRIES_MAX if isinstance(error, GAP_ERRORS) else record.tries == 1
+        if isinstance(error, GAP_ERRORS + BATCH_ERRORS) and for_others and not record.receipt.done():
             self._again.append(record)
         else:
             record.receipt.fail(_refused(error), error)
 
+    def _spoil(self) -> None:
+        """Nothing more goes to this producer."""
+        self._ready.clear()
+        self._spoilt.set()
+
     def _give_up(self, record: Outgoing) -> None:
         after = f"after {self._delivery_s:g} s"
-        if record in self._in_flight:
+        if record in self._in_flight or record in self._handed:
             record.receipt.fail(f"no acknowledgement {after}: it may or may not be in the log, or come there yet")
-        elif self.connected:
+        elif self._ready.is_set():
             record.receipt.fail(f"not sent {after}: the broker takes no more for this topic")
         else:
             obstacle = self.obstacle or "no answer"
@@ -165,6 +207,21 @@ class Outbox:
 
     def _note(self, obstacle: str) -> None:
         self.obstacle = obstacle
+
+
+async def _topic_there(producer: AIOKafkaProducer, topic: str) -> bool | None:
+    """Whether the brokers have a topic; None: they do not answer. Asking makes them create it where that is allowed."""
+    client = producer.client
+    if client.cluster.partitions_for_topic(topic):
+        return True
+    for pause_s in TOPIC_PAUSES_S:
+        client.add_topic(topic)
+        if not await client.force_metadata_update():
+            return None
+        if client.cluster.partitions_for_topic(topic) or topic in client.cluster.unauthorized_topics:
+            return True  # without the right to it send() says so
+        await asyncio.sleep(pause_s)
+    return False
 
 
 def _refused(error: BaseException) -> str:

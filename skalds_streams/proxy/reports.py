@@ -1,4 +1,7 @@
-"""Sends documents to skald.report, keyed and partitioned by task id: what skalds report, what coordinators find due and what they forward."""
+"""Sends documents to skald.report, keyed and partitioned by task id:
+
+what skalds report, what coordinators find due and what they forward.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Creates the topics that are missing and checks those that are there, before anything subscribes.
 
-A wrong setting is one clear error: the topic, what it is, what it must be, the command that mends it. CreateTime on an existing input is a warning only.
+A wrong setting is one clear error: the topic, what it is, what it must be, the command that mends it. CreateTime on an
+existing input is a warning only.
 """
 
 from __future__ import annotations
@@ -35,8 +36,11 @@ class TopicReport:
     warnings: Sequence[str] = field(default_factory=list)
 
 
-async def ensure_topics(specs: Sequence[TopicSpec], client: Mapping[str, Any], *, replication_factor: int) -> TopicReport:
-    """Create and verify. Raises UnreachableError when no broker answers, TopicError for a topic that is not as it must be.
+async def ensure_topics(
+    specs: Sequence[TopicSpec], client: Mapping[str, Any], *, replication_factor: int
+) -> TopicReport:
+    """Create and verify. Raises UnreachableError when no broker answers, TopicError for a topic that is not as it must
+    be.
 
     replication_factor: wanted; never more than there are brokers. From 3 brokers on, min.insync.replicas is 2.
     """
@@ -65,26 +69,31 @@ async def _create_missing(admin: AIOKafkaAdminClient, specs: Sequence[TopicSpec]
     if not missing:
         return []
     safe = {"min.insync.replicas": "2"} if replicas >= 3 else {}
-    new = [
-        NewTopic(spec.name, spec.partitions, replicas, topic_configs={**spec.config, **safe}) for spec in missing
-    ]
+    new = [NewTopic(spec.name, spec.partitions, replicas, topic_configs={**spec.config, **safe}) for spec in missing]
     response = await admin.create_topics(new, timeout_ms=10_000)
     for topic, code, *message in response.topic_errors:
         if code not in (0, TopicAlreadyExistsError.errno):
-            raise TopicError(f"topic {topic} could not be created: {for_code(code).__name__} {message[0] if message else ''}".strip())
+            raise TopicError(
+                f"topic {topic} could not be created: {for_code(code).__name__} {message[0] if message else ''}".strip()
+            )
     created = [spec.name for spec in missing]
     log.info("topics.created", topics=created)
     return created
 
 
 async def _wait_visible(admin: AIOKafkaAdminClient, specs: Sequence[TopicSpec]) -> None:
-    """A topic that was just created is not in every broker's metadata at once; a consumer that subscribes too early never sees it."""
+    """A topic that was just created is not in every broker's metadata at once;
+
+    a consumer that subscribes too early never sees it.
+    """
     names = [spec.name for spec in specs]
     try:
         async with asyncio.timeout(VISIBLE_TIMEOUT_S):
             while True:
                 described = await admin.describe_topics(names)
-                if all(item["error_code"] == 0 and all(p["leader"] >= 0 for p in item["partitions"]) for item in described):
+                if all(
+                    item["error_code"] == 0 and all(p["leader"] >= 0 for p in item["partitions"]) for item in described
+                ):
                     return
                 await asyncio.sleep(0.05)
     except TimeoutError:
@@ -97,7 +106,7 @@ async def _verify(admin: AIOKafkaAdminClient, specs: Sequence[TopicSpec]) -> lis
         spec = by_name[item["topic"]]
         if len(item["partitions"]) != spec.partitions:
             raise TopicError(
-                f"topic {spec.name} has {len(item['partitions'])} partitions, it must have {spec.partitions} (KAFKA_TOPIC_PARTITIONS)."
+                f"topic {spec.name} has {len(item['partitions'])} partitions, it must have {spec.partitions}."
                 f" Set KAFKA_TOPIC_PARTITIONS={len(item['partitions'])}, or recreate it:"
                 f" kafka-topics.sh --delete --topic {spec.name}"
             )
@@ -109,13 +118,15 @@ async def _verify(admin: AIOKafkaAdminClient, specs: Sequence[TopicSpec]) -> lis
             wanted = spec.config.get(key, "delete")
             if config.get(key) != wanted:
                 raise TopicError(
-                    f"topic {name} has {key}={config.get(key)}, it must be {wanted}. Mend it with: kafka-configs.sh --alter"
-                    f" --entity-type topics --entity-name {name} --add-config {key}={wanted}"
+                    f"topic {name} has {key}={config.get(key)}, it must be {wanted}. Mend it with:"
+                    f" kafka-configs.sh --alter --entity-type topics --entity-name {name} --add-config {key}={wanted}"
                 )
         for key in SHOULD_HOLD:
             wanted = spec.config.get(key, "")
             if wanted and config.get(key) != wanted:
-                warnings.append(f"topic {name} has {key}={config.get(key)}: order between topics follows the publishers' clocks")
+                warnings.append(
+                    f"topic {name} has {key}={config.get(key)}: order between topics follows the publishers' clocks"
+                )
     return warnings
 
 

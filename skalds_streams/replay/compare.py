@@ -63,12 +63,14 @@ def history_differences(
     row: Row, members_offset: int, entry: Entry, secrecy: Secrecy, *, parameters: bool
 ) -> list[Difference]:
     """Rebuilt row against a history record. parameters=False: they are not known and not compared."""
-    doc = plain(history_doc(row, words=secrecy.words, digest_key=secrecy.digest_key, members_offset=members_offset))
-    recorded = plain(entry.to_doc())
+    doc = history_doc(row, words=secrecy.words, digest_key=secrecy.digest_key, members_offset=members_offset)
+    recorded = entry.to_doc()
     if not parameters:
         for name in ("attachments_masked", "attachments_digest"):
             doc[name] = recorded[name]
-    return [Difference(change.field, change.before, change.after) for change in changes(doc, recorded)]
+    if _same(doc, recorded):
+        return []
+    return [Difference(change.field, change.before, change.after) for change in changes(plain(doc), plain(recorded))]
 
 
 def table_differences(
@@ -83,6 +85,11 @@ def table_differences(
     found = changes(rebuilt, recorded)
     masked_rebuilt, masked_recorded = redact(rebuilt, secrecy.words), redact(recorded, secrecy.words)
     return [Difference(item.field, _at(masked_rebuilt, item), _at(masked_recorded, item)) for item in found]
+
+
+def _same(doc: Any, other: Any) -> bool:
+    """Whether both are the same on the wire: what `changes` finds, many times faster when there is nothing to find."""
+    return orjson.dumps(doc, option=orjson.OPT_SORT_KEYS) == orjson.dumps(other, option=orjson.OPT_SORT_KEYS)
 
 
 def _at(doc: Any, change: Change) -> Any:

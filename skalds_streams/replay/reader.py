@@ -21,6 +21,10 @@ from skalds_streams.errors import KafkaError, TopicError, UnreachableError
 from skalds_streams.model.record import Record
 
 POLL_MS = 50
+FETCH_WAIT_MS = 100
+"""How long the broker holds back an answer without records; the last fetch of a range waits for it."""
+RETRY_BACKOFF_MS = 20
+"""aiokafka learns of a topic by failing once and waiting this long."""
 STALL_S = 30.0
 """Longer than a dead coordinator's transaction can hide records: its timeout of 10 s and the broker's sweep of 10 s."""
 
@@ -87,6 +91,8 @@ async def open_consumer(client: Mapping[str, Any], *, committed: bool = True) ->
         isolation_level="read_committed" if committed else "read_uncommitted",
         enable_auto_commit=False,
         auto_offset_reset="earliest",
+        retry_backoff_ms=RETRY_BACKOFF_MS,
+        fetch_max_wait_ms=FETCH_WAIT_MS,
     )
     with translated_errors(client):
         try:

@@ -1,4 +1,7 @@
-"""One worker's life here: start its host, pass on updates, stop it, and say what became of it, once, after the host was reaped."""
+"""One worker's life here:
+
+start its host, pass on updates, stop it, and say what became of it, once, after the host was reaped.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +18,24 @@ from skalds_streams.errors import HostError
 from skalds_streams.skald.hosts import ExitInfo, Host, HostPool, RunSpec
 from skalds_streams.skald.reporter import Reporter
 
+LEAVING = "leaving"
+"""Stop reason of a skald that goes: nothing is reported, or the task would be placed here again. Its heartbeat frees it."""
+
 log = structlog.get_logger(__name__)
 
 
 class Actor:
     """See the module. `run` returns when the host is gone and the last report is queued."""
 
-    def __init__(self, row: Row, pool: HostPool, reporter: Reporter, *, log_dir: Path, budgets: Callable[[str], tuple[float, float]]) -> None:
+    def __init__(
+        self,
+        row: Row,
+        pool: HostPool,
+        reporter: Reporter,
+        *,
+        log_dir: Path,
+        budgets: Callable[[str], tuple[float, float]],
+    ) -> None:
         """budgets: class name → (seconds for the release handler, seconds between SIGTERM and SIGKILL)."""
         self.task_id, self.epoch = row.task_id, row.epoch
         self._row, self._pool, self._reporter, self._budgets = row, pool, reporter, budgets
@@ -67,7 +81,9 @@ class Actor:
         try:
             self._host = await self._pool.run(spec, self._on_event)
         except HostError as error:
-            self._reporter.say("Failed", self.task_id, self.epoch, error=_error("HostError", str(error)), retryable=True)
+            self._reporter.say(
+                "Failed", self.task_id, self.epoch, error=_error("HostError", str(error)), retryable=True
+            )
             return
         if self._version != started_with:
             await self._host.update(self._version, _plain(self._row.attachments))
@@ -97,13 +113,18 @@ class Actor:
             self._ended = event
 
     def _say_end(self, exit_info: ExitInfo | None) -> None:
-        """The last word on this epoch. What the host said last counts; a host that said nothing has crashed or was stopped."""
+        """The last word on this epoch.
+
+        What the host said last counts; a host that said nothing has crashed or was stopped.
+        """
         event = self._ended or {}
         if event.get("op") == "finished":
             self._reporter.say("Finished", self.task_id, self.epoch)
         elif event.get("op") == "failed":
             error, retryable = event.get("error"), bool(event.get("retryable", True))
             self._reporter.say("Failed", self.task_id, self.epoch, error=error, retryable=retryable)
+        elif self._stop_reason == LEAVING:
+            log.debug("actor.left", task=self.task_id, epoch=self.epoch)
         elif self._stop_reason is not None:
             steps = list(self._host.steps) if self._host is not None else []
             self._reporter.say("Stopped", self.task_id, self.epoch, reason=self._stop_reason, steps=steps)

@@ -1,6 +1,8 @@
-"""Sends this skald's heartbeats: the next one BEAT_MS after the last was acknowledged, never sooner, by a producer of its own.
+"""Sends this skald's heartbeats: the next one BEAT_MS after the last was acknowledged, never sooner, by a producer of
+its own.
 
-The whole document goes out on change and every FULL_EVERY_MS, a short one otherwise. A beat whose fate is unknown is sent again under the same number.
+The whole document goes out on change and every FULL_EVERY_MS, a short one otherwise. A beat whose fate is unknown is
+sent again under the same number.
 """
 
 from __future__ import annotations
@@ -77,7 +79,10 @@ class Heartbeat:
             await asyncio.sleep(BEAT_MS / 1000)
 
     async def leave(self, timeout_s: float = 3.0) -> None:
-        """Say `leaving`: sent after the last host was reaped, so this incarnation is dead at once. Given up after `timeout_s`."""
+        """Say `leaving`: sent after the last host was reaped, so this incarnation is dead at once.
+
+        Given up after `timeout_s`.
+        """
         with suppress(ClientError, OSError, TimeoutError):
             await asyncio.wait_for(self._beat({**self._describe(), "state": "leaving"}), timeout_s)
 
@@ -96,7 +101,9 @@ class Heartbeat:
         full = described != self._told or (now - self._told_at) * 1000 >= FULL_EVERY_MS
         if full:
             doc |= described
-        await self._producer.send_and_wait(self._topics.heartbeat, orjson.dumps(doc), key=self._skald_id.encode(), partition=0)
+        await self._producer.send_and_wait(
+            self._topics.heartbeat, orjson.dumps(doc), key=self._skald_id.encode(), partition=0
+        )
         self._n += 1
         self.last_acknowledged_at = now
         self.first_acknowledged.set()

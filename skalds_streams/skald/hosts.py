@@ -22,6 +22,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,15 +94,17 @@ class _Zygote:
         return self._process.pid
 
     def kill(self) -> None:
+        """SIGKILL; `gone` follows."""
         if not self.gone.done():
-            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     def _on_exit(self) -> None:
         self._loop.remove_reader(self._pidfd)
-        os.close(self._pidfd)
         code = self._process.wait()
         self.channel.drain()
         self.channel.close()
+        os.close(self._pidfd)
         reason = f"exit code {code}" if code >= 0 else f"signal {-code}"
         self.gone.set_result(reason)
         self._on_lost(self, reason)

@@ -1,8 +1,9 @@
 """Who this process is: a skald id, an incarnation, and the lock that proves that nobody else on this machine is it.
 
-Rules: the lock (flock) is on a file in the data directory, on a local file system; its descriptor is sent to every worker host and nobody ever calls LOCK_UN, so whoever
-gets the lock knows that the former process and all its workers are gone, and may say `replaces`. The file says whose lock it was.
-An unset id is drawn once and kept as the name of the file; a second process in the same directory takes another.
+Rules: the lock (flock) is on a file in the data directory, on a local file system; its descriptor is sent to every
+worker host and nobody ever calls LOCK_UN, so whoever gets the lock knows that the former process and all its workers
+are gone, and may say `replaces`. The file says whose lock it was. An unset id is drawn once and kept as the name of
+the file; a second process in the same directory takes another.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ POLL_S = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """`lock_fd` stays open as long as the process lives. `replaces`: the incarnation whose end the lock proves, if any."""
+    """`lock_fd` stays open as long as the process lives.
+
+    `replaces`: the incarnation whose end the lock proves, if any.
+    """
 
     skald_id: str
     incarnation: str
@@ -42,7 +46,8 @@ def claim_identity(
     on_wait: Callable[[str], object] = lambda holder: None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Identity:
-    """Take the lock of an id. A given id is waited for, `wait_s` at most; an unset one is any free kept one, or a new one.
+    """Take the lock of an id. A given id is waited for, `wait_s` at most; an unset one is any free kept one, or a new
+    one.
 
     Raises ConfigError when another process on this machine keeps the id, or when the directory can't be used.
     """
@@ -61,7 +66,8 @@ def claim_identity(
             return identity
         if time.monotonic() >= deadline:
             raise ConfigError(
-                f"another process on this machine runs as skald {skald_id!r} (lock {path}). Stop it, or set another SKALD_ID."
+                f"another process on this machine runs as skald {skald_id!r} (lock {path})."
+                " Stop it, or set another SKALD_ID."
             )
         on_wait(str(path))
         sleep(POLL_S)
@@ -94,7 +100,13 @@ def _try(path: Path, skald_id: str) -> Identity | None:
     here = former.get("machine_id") == machine
     replaces = former.get("incarnation") if here and former.get("skald_id") == skald_id else None
     incarnation = f"{secrets.token_hex(8)}"
-    document = {"machine_id": machine, "boot_id": boot, "skald_id": skald_id, "incarnation": incarnation, "pid": os.getpid()}
+    document = {
+        "machine_id": machine,
+        "boot_id": boot,
+        "skald_id": skald_id,
+        "incarnation": incarnation,
+        "pid": os.getpid(),
+    }
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, orjson.dumps(document), 0)
     os.fsync(descriptor)
@@ -126,6 +138,7 @@ def machine_id() -> str:
 
 
 def boot_id() -> str:
+    """Identity of this boot of the kernel; empty where there is none."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:

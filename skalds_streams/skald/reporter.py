@@ -1,4 +1,7 @@
-"""What this skald says of its runs, kept in order and sent until the broker has it. Nothing is dropped: an unsent Stopped would leave a task held for ever."""
+"""What this skald says of its runs, kept in order and sent until the broker has it.
+
+Nothing is dropped: an unsent Stopped would leave a task held for ever.
+"""
 
 from __future__ import annotations
 

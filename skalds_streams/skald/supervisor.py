@@ -1,7 +1,7 @@
 """Makes what runs here what the rows say: one supervisor, one actor a task.
 
-Rules: compared on every change and every RECONCILE_S as a net; only a row that names this incarnation at that moment counts; an epoch that ended here
-never starts again; a crash of one worker touches no other.
+Rules: compared on every change and every RECONCILE_S as a net; only a row that names this incarnation at that moment
+counts; an epoch that ended here never starts again; a crash of one worker touches no other.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 import structlog
 
 from skalds_streams.core.reconcile import Action, Push, SayStopped, Start, Stop, reconcile_task
-from skalds_streams.skald.actor import Actor
+from skalds_streams.skald.actor import LEAVING, Actor
 from skalds_streams.skald.hosts import HostPool
 from skalds_streams.skald.reporter import Reporter
 from skalds_streams.view.cluster import ClusterView
@@ -27,7 +27,9 @@ log = structlog.get_logger(__name__)
 class Supervisor:
     """See the module."""
 
-    def __init__(self, view: ClusterView, pool: HostPool, reporter: Reporter, *, incarnation: str, log_dir: Path) -> None:
+    def __init__(
+        self, view: ClusterView, pool: HostPool, reporter: Reporter, *, incarnation: str, log_dir: Path
+    ) -> None:
         self._view, self._pool, self._reporter = view, pool, reporter
         self._incarnation, self._log_dir = incarnation, log_dir
         self._actors: dict[str, Actor] = {}
@@ -57,7 +59,11 @@ class Supervisor:
                     await self.look_at(task_id)
 
     def _everything(self) -> list[str]:
-        held = [i for i, row in self._view.rows.items() if row.holder is not None and row.holder.incarnation == self._incarnation]
+        held = [
+            i
+            for i, row in self._view.rows.items()
+            if row.holder is not None and row.holder.incarnation == self._incarnation
+        ]
         return [*held, *(task_id for task_id in self._actors if task_id not in held)]
 
     async def look_at(self, task_id: str) -> None:
@@ -109,11 +115,11 @@ class Supervisor:
         described = self._pool.catalogue.classes.get(class_name, {})
         return float(described.get("release_s", 5.0)), float(described.get("terminate_s", 2.0))
 
-    async def close(self, reason: str = "leaving") -> None:
+    async def close(self) -> None:
         """Stop every worker, all at once, and wait for their hosts to be reaped. Starts nothing from now on."""
         self._closing = True
         for actor in list(self._actors.values()):
-            actor.stop(reason)
+            actor.stop(LEAVING)
         tasks = list(self._tasks.values())
         if tasks:
             with suppress(asyncio.CancelledError):

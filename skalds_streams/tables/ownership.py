@@ -1,7 +1,8 @@
 """The table task → ownership row: a Faust Table whose store reads the journals' rows.
 
-Faust sees a changelog-backed table with nothing to recover; opening journals, writing and reading them is done by `coordinator`, in transactions,
-which Faust's own table writes are not. A write through the table raises TypeError: rows change by events only.
+Faust sees a changelog-backed table with nothing to recover; opening journals, writing and reading them is done by
+`coordinator`, in transactions, which Faust's own table writes are not. A write through the table raises TypeError:
+rows change by events only.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ class OwnershipStore(Store):  # type: ignore[misc]  # faust has no types that my
     async def need_active_standby_for(self, tp: TP) -> bool:
         return False
 
-    def apply_changelog_batch(self, batch: Iterable[Any], to_key: Callable[[Any], Any], to_value: Callable[[Any], Any]) -> None:
+    def apply_changelog_batch(
+        self, batch: Iterable[Any], to_key: Callable[[Any], Any], to_value: Callable[[Any], Any]
+    ) -> None:
         """A journal reads its partition itself."""
 
     def reset_state(self) -> None:

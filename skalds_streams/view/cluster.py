@@ -1,7 +1,7 @@
 """The view: rows and members as this process has read them, and who wants to know of changes.
 
-Rules: everything here may be a moment old; a decision never rests on it but through an event. Subscribers get task ids and skald ids, coalesced; a slow
-one misses nothing but the number of changes in between.
+Rules: everything here may be a moment old; a decision never rests on it but through an event. Subscribers get task ids
+and skald ids, coalesced; a slow one misses nothing but the number of changes in between.
 """
 
 from __future__ import annotations
@@ -61,9 +61,7 @@ class ClusterView:
         self._on_row: list[Callable[[str], object]] = []
         self._on_members: list[Callable[[], object]] = []
         self._changelog = TopicReader(topics.changelog, topics.partitions, client, self._take_rows)
-        self._heartbeats = TopicReader(
-            topics.heartbeat, 1, client, self._take_beats, coalesce_ms=HEARTBEAT_COALESCE_MS
-        )
+        self._heartbeats = TopicReader(topics.heartbeat, 1, client, self._take_beats, coalesce_ms=HEARTBEAT_COALESCE_MS)
 
     @property
     def rows(self) -> Mapping[str, Row]:

@@ -1,6 +1,7 @@
 """Reads whole topics from their beginning, for ever, with a consumer of its own and no group.
 
-After an error of the client the reader starts over where it was; what it delivered is never delivered twice in one life.
+After an error of the client the reader starts over where it was; what it delivered is never delivered twice in one
+life.
 """
 
 from __future__ import annotations
@@ -53,7 +54,11 @@ class TopicReader:
 
     async def _read(self) -> None:
         consumer = AIOKafkaConsumer(
-            **self._client, group_id=None, isolation_level="read_committed", enable_auto_commit=False, auto_offset_reset="earliest"
+            **self._client,
+            group_id=None,
+            isolation_level="read_committed",
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
         )
         await consumer.start()
         try:

@@ -14,10 +14,10 @@ import orjson
 from aiohttp import hdrs, web
 from markupsafe import Markup
 
-from skalds_streams import __version__
 from skalds_streams.core.redact import redact_text
 from skalds_streams.core.row import Row, Status
 from skalds_streams.projections.masking import error_text, text_cleaner
+from skalds_streams.version import __version__
 from skalds_streams.web.api import select, task_counts
 from skalds_streams.web.context import WebContext
 from skalds_streams.web.documents import brief_doc, member_docs, since_ms, task_doc

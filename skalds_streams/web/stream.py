@@ -33,7 +33,8 @@ QUIET_S = 15.0
 WRITE_S = 10.0
 CHUNK_ROWS = 100
 """Rows written at once in a snapshot: about 5 ms of the event loop."""
-CACHE_MOST = 2_000
+CACHE_MOST = 20_000
+"""Documents kept while there are clients, 1 KB each: when all of them come back at once, each document is made once."""
 RETRY_MS = 2_000
 
 log = structlog.get_logger(__name__)
@@ -105,6 +106,8 @@ class Stream:
                     request.transport.abort()
             finally:
                 self._clients.remove(client)
+                if not self._clients:
+                    self._cache.clear()
         return response
 
     async def _serve(self, client: _Client) -> None:

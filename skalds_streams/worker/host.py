@@ -16,6 +16,7 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import select
 import signal
 import socket
 import sys
@@ -53,6 +54,8 @@ class Host:
         if frame is None:
             return
         self._stopper.install()
+        self._wakeup = self._stopper.open_wakeup()
+        os.register_at_fork(after_in_child=self._detach)
         redirect_output(frame["log_path"])
         kernel.set_name(f"skald:{frame['class']}")
         worker_class = registry.classes.get(frame["class"])
@@ -89,7 +92,7 @@ class Host:
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - FAULTS)
         assert self._run is not None
         try:
-            while received := recv_frame(self._sock):
+            while received := self._next_frame():
                 frame, _ = received
                 if frame["op"] == "update":
                     self._run.update(frame)
@@ -97,6 +100,22 @@ class Host:
                     self._stopper.request()
         finally:
             die()
+
+    def _next_frame(self) -> tuple[Frame, list[int]] | None:
+        """Wait for it; meanwhile see to it that signals are handled."""
+        poll = select.poll()
+        poll.register(self._sock, select.POLLIN)
+        poll.register(self._wakeup, select.POLLIN)
+        ready: set[int] = set()
+        while self._sock.fileno() not in ready:
+            pause_s = self._stopper.nudge()
+            ready = {fd for fd, _ in poll.poll(None if pause_s is None else 1000 * pause_s)}
+        return recv_frame(self._sock)
+
+    def _detach(self) -> None:
+        """In a process that user code forked: it is not the host."""
+        self._stopper.uninstall()
+        self._sock.close()
 
 
 def die() -> NoReturn:

@@ -25,7 +25,7 @@ from skalds_streams.worker import outcome
 from skalds_streams.worker.baseclass import AFTER, BEFORE, MAIN, RELEASE, UPDATE, BaseTaskWorker, NonRetryableError
 from skalds_streams.worker.frames import Frame
 from skalds_streams.worker.registry import WorkerClass
-from skalds_streams.worker.stopper import Stopper, StopRun
+from skalds_streams.worker.stopper import REPEAT_MAX_S, Stopper, StopRun
 
 UPDATES_PENDING_MAX = 16
 """Updates that wait while a handler is busy. Above, the oldest goes unanswered: each replaces the one before."""
@@ -49,6 +49,8 @@ class Run:
         self._main_over = False
         self._updates: queue.Queue[Frame | None] = queue.Queue(UPDATES_PENDING_MAX)
         stopper.on_request = self._on_stop
+        # The SIGTERM that follows a stop comes after release_s: it must count as a second request.
+        stopper.repeat_s = min(REPEAT_MAX_S, 0.9 * worker_class.release_s)
 
     def execute(self) -> Frame:
         """Run it all. Main thread only."""

@@ -14,7 +14,7 @@ from skalds_streams.cli import describe, ps, replay
 from skalds_streams.cli.kafka import Cluster, Table
 from skalds_streams.cli.output import duration, harmless, one_line, value_words, when
 from skalds_streams.cli.rows import applied_words, parameters_words, status_suffix, tries_words
-from skalds_streams.core.row import Row, Status
+from skalds_streams.core.row import Row, Status, Wanted
 from skalds_streams.model.event import TaskEvent
 from skalds_streams.settings import Settings
 from tests.unit.test_replay_timeline import TOPICS, World, change_history, lived
@@ -75,7 +75,8 @@ def test_texts_from_elsewhere_are_harmless() -> None:
     [
         ({}, ""),
         ({"attachments_version": 1, "applied_version": 1}, "v1"),
-        ({"attachments_version": 2}, "v2 pending"),
+        ({"attachments_version": 2}, "v2 kept"),
+        ({"attachments_version": 2, "wanted": Wanted.RUN, "status": Status.ASSIGNING}, "v2 pending"),
         ({"attachments_version": 2, "applied_version": 1, "refused": {"version": 2}}, "v2 refused"),
     ],
 )
@@ -218,7 +219,7 @@ def test_describe_tells_everything() -> None:
         "ValueError: fps of ***",
         "last error\n  RuntimeError: no *** here",
         '    Traceback:\n      File "x"\n        boom',
-        "last 5 changes",
+        "last changes, 5 of them",
         "Assign task.assign/",
         ": first",
         ": louder",
@@ -260,6 +261,8 @@ def test_a_step_shows_only_what_changed() -> None:
     assert (len(steps), verdict.is_verified) == (total, True)
     text = "\n".join(line.plain for step in steps for line in replay.step_lines(step, WORDS))
     assert "status: Assigning → Running" in text
+    assert "holder: – → a (epoch 1)" in text
+    assert "  cam-1  Cancel  task.cancel/" in text
     assert "attachments.fps: 30 → 10" in text
     assert "attachments.password: *** → " not in text
     assert "status: Running → Assigning" in text

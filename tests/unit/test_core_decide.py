@@ -37,7 +37,9 @@ def run(row: Row | None, *steps: tuple[events.Event, Context]) -> Row:
 
 def report(kind: type[Any], row: Row, **more: Any) -> Any:
     assert row.holder is not None
-    return kind(row.task_id, cause(kind=kind.__name__, topic="skald.report"), row.holder.epoch, row.holder.incarnation, **more)
+    return kind(
+        row.task_id, cause(kind=kind.__name__, topic="skald.report"), row.holder.epoch, row.holder.incarnation, **more
+    )
 
 
 def assigned(**spec: Any) -> Row:
@@ -52,7 +54,12 @@ def running(**spec: Any) -> Row:
 
 def test_assign_places_and_the_report_makes_it_run() -> None:
     row = assigned()
-    assert (row.status, row.holder and row.holder.incarnation, row.epoch, row.revision) == (Status.ASSIGNING, "a1", 1, 1)
+    assert (row.status, row.holder and row.holder.incarnation, row.epoch, row.revision) == (
+        Status.ASSIGNING,
+        "a1",
+        1,
+        1,
+    )
     row = run(row, (report(events.Running, row, version=1), context(6_000)))
     assert (row.status, row.applied_version, row.running_since_ms) == (Status.RUNNING, 1, 6_000)
 
@@ -88,11 +95,20 @@ def test_cancel_asks_the_holder_and_waits_for_its_end() -> None:
     row = run(row, (events.Cancel("t", cause(7_000)), context(8_000)))
     assert (row.wanted, row.status, row.holder is not None) == (Wanted.CANCEL, Status.RUNNING, True)
     row = run(row, (report(events.Stopped, row, steps=("SIGTERM after 5 s",)), context(9_000)))
-    assert (row.status, row.holder, row.cancel_applied_at_ms, row.note) == (Status.CANCELLED, None, 9_000, "SIGTERM after 5 s")
+    assert (row.status, row.holder, row.cancel_applied_at_ms, row.note) == (
+        Status.CANCELLED,
+        None,
+        9_000,
+        "SIGTERM after 5 s",
+    )
 
 
 def test_cancel_of_a_waiting_task_is_applied_at_once() -> None:
-    row = run(None, (events.Assign("t", cause(), spec=SPEC), context(to=None)), (events.Cancel("t", cause(2_000)), context(3_000)))
+    row = run(
+        None,
+        (events.Assign("t", cause(), spec=SPEC), context(to=None)),
+        (events.Cancel("t", cause(2_000)), context(3_000)),
+    )
     assert (row.status, row.cancel_applied_at_ms, row.waiting) == (Status.CANCELLED, 3_000, None)
 
 
@@ -121,7 +137,11 @@ def test_inside_a_topic_the_offset_is_the_order_whatever_the_times_say() -> None
 
 
 def test_assign_after_a_cancel_that_still_waits_restarts_the_run() -> None:
-    row = run(running(), (events.Cancel("t", cause(7_000)), context(8_000)), (events.Assign("t", cause(7_500), spec=SPEC), context(8_000)))
+    row = run(
+        running(),
+        (events.Cancel("t", cause(7_000)), context(8_000)),
+        (events.Assign("t", cause(7_500), spec=SPEC), context(8_000)),
+    )
     assert (row.wanted, row.release, row.holder is not None) == (Wanted.RUN, Release.RESTART, True)
     row = run(row, (report(events.Stopped, row), context(9_000, to="b")))
     assert (row.epoch, row.holder and row.holder.skald_id, row.status) == (2, "b", Status.ASSIGNING)
@@ -196,7 +216,9 @@ def test_update_is_acknowledged_or_refused_by_version() -> None:
 
 def test_update_replaces_unless_merge_is_asked() -> None:
     row = running(attachments={"fps": 30, "url": "u"})
-    assert run(row, (events.Update("t", cause(7_000), attachments={"fps": 5}), context(8_000))).attachments == {"fps": 5}
+    assert run(row, (events.Update("t", cause(7_000), attachments={"fps": 5}), context(8_000))).attachments == {
+        "fps": 5
+    }
     merged = run(row, (events.Update("t", cause(7_000), attachments={"fps": 5}, merge=True), context(8_000)))
     assert merged.attachments == {"fps": 5, "url": "u"}
 

@@ -66,7 +66,12 @@ def test_reasons_are_told_per_skald() -> None:
     up(members, "c", 2, labels={"gpu": "no"})
     up(members, "d", 3, state="draining")
     choice = choose(waiting_row(requires={"gpu": "yes"}), members, Load())
-    assert choice.waiting == {"a": "lacks label gpu=yes", "b": "no class Cam", "c": "lacks label gpu=yes", "d": "draining"}
+    assert choice.waiting == {
+        "a": "lacks label gpu=yes",
+        "b": "no class Cam",
+        "c": "lacks label gpu=yes",
+        "d": "draining",
+    }
     assert choose(waiting_row(), Members(), Load()).waiting == {"*": "no skald is here"}
     assert choose(waiting_row(recipient="z"), Members(), Load()).waiting == {"z": "recipient is not here"}
 
@@ -105,7 +110,9 @@ def test_due_finds_lost_runs_over_backoffs_and_tasks_that_could_go() -> None:
     up(members, "b", 1, state="leaving")
     held = Row("held", class_name="Cam", wanted=Wanted.RUN, status=Status.RUNNING, holder=Holder("b", "b1", 3), epoch=3)
     backing_off = waiting_row(attempt=2, retry_at_ms=5_000)
-    could_go = Row("go", class_name="Cam", wanted=Wanted.RUN, status=Status.ASSIGNING, waiting={"*": "no skald is here"})
+    could_go = Row(
+        "go", class_name="Cam", wanted=Wanted.RUN, status=Status.ASSIGNING, waiting={"*": "no skald is here"}
+    )
     done = Row("done", status=Status.FINISHED, wanted=Wanted.RUN)
     found = list(find_due([held, backing_off, could_go, done], members, Load(), 4_000))
     assert [(due.kind, due.task_id, due.epoch) for due in found] == [("Lost", "held", 3), ("Retry", "go", 0)]

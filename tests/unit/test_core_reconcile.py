@@ -8,7 +8,13 @@ from skalds_streams.core.reconcile import Push, Run, SayStopped, Start, Stop, re
 from skalds_streams.core.row import Holder, Release, Row, Status, Wanted
 
 ROW = Row(
-    "t", class_name="Cam", wanted=Wanted.RUN, status=Status.ASSIGNING, holder=Holder("a", "a1", 3), epoch=3, attachments_version=2
+    "t",
+    class_name="Cam",
+    wanted=Wanted.RUN,
+    status=Status.ASSIGNING,
+    holder=Holder("a", "a1", 3),
+    epoch=3,
+    attachments_version=2,
 )
 
 

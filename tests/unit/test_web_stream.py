@@ -163,16 +163,24 @@ async def test_a_client_that_takes_nothing_is_dropped(monkeypatch: pytest.Monkey
     monkeypatch.setattr(stream, "WRITE_S", 0.2)
     world = World()
     world.put(*(waiting(f"t{number}", attachments={"x": "y" * 20_000}, attachments_version=1) for number in range(600)))
-    async with TestServer(world.app()) as server:
-        with socket.socket() as lazy:
-            lazy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            lazy.setblocking(False)
-            loop = asyncio.get_running_loop()
-            await loop.sock_connect(lazy, (str(server.host), int(server.port or 0)))
-            await loop.sock_sendall(lazy, b"GET /api/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            await asyncio.sleep(0.05)
-            assert len(world.view._subscribers) == 1
-            assert await subscribers_gone(world)
+    server = TestServer(world.app())
+    await server.start_server()
+    with socket.socket() as lazy:
+        lazy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        lazy.setblocking(False)
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(lazy, (str(server.host), int(server.port or 0)))
+        await loop.sock_sendall(lazy, b"GET /api/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        await asyncio.sleep(0.05)
+        assert len(world.view._subscribers) == 1
+        assert await subscribers_gone(world)
+        tail = b""
+        with suppress(ConnectionResetError):
+            async with asyncio.timeout(3):
+                while data := await loop.sock_recv(lazy, 65536):
+                    tail = (tail + data)[-10:]
+        assert not tail.endswith(b"0\r\n\r\n"), "a stream that was cut must not look as if it had ended"
+        await server.close()
 
 
 async def test_streams_end_at_shutdown() -> None:

@@ -464,3 +464,19 @@ def test_updates_that_come_before_main_are_kept(stage: Stage) -> None:
 
     assert stage.play(Early) == {"op": "finished"}
     assert (stage.calls, stage.ops) == ([9], ["running", "applied"])
+
+
+def test_a_signal_that_interrupted_nothing_is_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The main thread was about to block: the kernel has delivered the signal, Python has not called the handler."""
+    monkeypatch.setattr("skalds_streams.worker.stopper.NUDGE_S", 0.0)
+    sent: list[int] = []
+    monkeypatch.setattr(signal, "pthread_kill", lambda _thread, signum: sent.append(signum))
+    stopper = Stopper()
+    assert stopper.nudge() is None
+
+    stopper.request()
+    assert [stopper.nudge(), stopper.nudge()] == [0.0, 0.0]
+    stopper._on_signal(STOP_SIGNAL, None)
+
+    assert stopper.nudge() is None
+    assert sent == [STOP_SIGNAL] * 3

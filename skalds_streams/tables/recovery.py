@@ -1,0 +1,29 @@
+"""Tells Faust that there is never anything to recover: each journal reads its partition itself when it opens.
+
+Without this Faust waits for the last offset of the changelog. That is a transaction's marker, which no consumer is
+ever given, so a partition that was kept through a rebalance would hold up every other for ever.
+"""
+
+from __future__ import annotations
+
+from faust.tables.manager import TableManager
+from faust.tables.recovery import Recovery
+
+
+class JournalRecovery(Recovery):  # type: ignore[misc]  # faust has no types that mypy can follow
+    """Faust's recovery service, with nothing to do."""
+
+    def need_recovery(self) -> bool:
+        return False
+
+
+class JournalTableManager(TableManager):  # type: ignore[misc]  # faust has no types that mypy can follow
+    """Faust's table manager with our recovery."""
+
+    _recovery: JournalRecovery | None = None
+
+    @property
+    def recovery(self) -> JournalRecovery:
+        if self._recovery is None:
+            self._recovery = JournalRecovery(self.app, self, beacon=self.beacon, loop=self.loop)
+        return self._recovery

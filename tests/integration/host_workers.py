@@ -1,0 +1,173 @@
+"""Workers that test_hosts.py runs in real hosts: well-behaved, crashing, deaf, and with children."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from pydantic import BaseModel, Field
+
+from skalds_streams.worker import (
+    BaseTaskWorker,
+    release_handler,
+    run_main_handler,
+    update_event_handler,
+)
+
+
+class Params(BaseModel):
+    speed: int = Field(1, ge=1, le=9)
+    file: str = ""
+    """Where the worker leaves a sign for the test."""
+
+
+class Base(BaseTaskWorker[Params]):
+    def initialize(self, data: Params) -> None:
+        self.params = data
+
+    def sign(self, text: str) -> None:
+        """Append a line to the test's file."""
+        with Path(self.params.file).open("a") as file:
+            file.write(text + "\n")
+
+
+class Loop(Base):
+    """Runs until it is stopped; takes updates."""
+
+    @run_main_handler
+    def loop(self) -> None:
+        print("speed", self.params.speed)
+        while True:
+            time.sleep(60)
+
+    @update_event_handler
+    def change(self, data: Params) -> None:
+        print("speed", data.speed)
+        self.params = data
+
+    @release_handler
+    def release(self) -> None:
+        if self.params.file:
+            self.sign("released")
+
+
+class AsyncLoop(Base):
+    """The same, async."""
+
+    @run_main_handler
+    async def loop(self) -> None:
+        await asyncio.Event().wait()
+
+    @update_event_handler
+    async def change(self, data: Params) -> None:
+        self.params = data
+
+    @release_handler
+    async def release(self, *_: object) -> None:
+        if self.params.file:
+            self.sign("released")
+
+
+class Once(Base):
+    """Ends by itself, leaving a thread behind that would keep an ordinary process."""
+
+    @run_main_handler
+    def once(self) -> None:
+        import threading
+
+        threading.Thread(target=time.sleep, args=(600,)).start()
+
+
+class SlowStart(Base):
+    """Is still in initialize when it is stopped."""
+
+    def initialize(self, data: Params) -> None:
+        super().initialize(data)
+        self.sign("initializing")
+        time.sleep(600)
+
+    @run_main_handler
+    def main(self) -> None:
+        self.sign("main")
+
+    @release_handler
+    def release(self) -> None:
+        self.sign("released")
+
+
+class Crash(Base):
+    @run_main_handler
+    def crash(self) -> None:
+        raise ValueError("the lens {fell} off")
+
+
+class ExitCode(Base):
+    @run_main_handler
+    def leave(self) -> None:
+        os._exit(3)
+
+
+class Segfault(Base):
+    @run_main_handler
+    def fault(self) -> None:
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+
+class WithChild(Base):
+    """Has started another program."""
+
+    @run_main_handler
+    def main(self) -> None:
+        self.child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        self.sign(str(self.child.pid))
+        time.sleep(600)
+
+
+class Deaf(WithChild):
+    """Does not want to stop, and neither does the program that it started."""
+
+    release_s = 0.3
+    terminate_s = 0.2
+
+    @run_main_handler
+    def main(self) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        self.child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        self.sign(str(self.child.pid))
+        while True:
+            try:
+                while True:
+                    time.sleep(60)
+            except BaseException:
+                continue
+
+
+class DeafToTheFirst(Base):
+    """Swallows the first interruption, and obeys the second."""
+
+    release_s = 0.3
+
+    @run_main_handler
+    def main(self) -> None:
+        try:
+            self.sign("main")
+            time.sleep(600)
+        except SystemExit:
+            time.sleep(600)
+
+
+class Fork(Base):
+    """Its child outlives it: a fork without exec, holding whatever descriptors the host has."""
+
+    @run_main_handler
+    def main(self) -> None:
+        pid = os.fork()
+        if pid == 0:
+            time.sleep(600)
+            os._exit(0)
+        self.sign(str(pid))

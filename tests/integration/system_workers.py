@@ -1,0 +1,65 @@
+"""Worker classes for the tests of a whole node."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from pydantic import BaseModel, Field
+
+from skalds_streams.worker import BaseTaskWorker, run_main_handler, update_event_handler
+
+
+class IdleParams(BaseModel):
+    fps: int = Field(30, ge=1, le=120)
+    password: str = ""
+    trace: str = ""
+    """File to which every run appends "start epoch" and every update "fps value"."""
+
+
+class Idle(BaseTaskWorker[IdleParams]):
+    """Runs until it is stopped and writes down what happens to it."""
+
+    def initialize(self, data: IdleParams) -> None:
+        self.trace = data.trace
+
+    @run_main_handler
+    def main(self) -> None:
+        self._write(f"start {self.epoch}")
+        while True:
+            time.sleep(0.05)
+
+    @update_event_handler
+    def update(self, data: IdleParams) -> None:
+        self._write(f"fps {data.fps}")
+
+    def _write(self, line: str) -> None:
+        if self.trace:
+            with Path(self.trace).open("a") as file:
+                file.write(line + "\n")
+
+
+class OneShotParams(BaseModel):
+    pass
+
+
+class OneShot(BaseTaskWorker[OneShotParams]):
+    """Finishes at once."""
+
+    def initialize(self, data: OneShotParams) -> None:
+        pass
+
+    @run_main_handler
+    def main(self) -> None:
+        pass
+
+
+class Crash(BaseTaskWorker[OneShotParams]):
+    """Crashes at once."""
+
+    def initialize(self, data: OneShotParams) -> None:
+        pass
+
+    @run_main_handler
+    def main(self) -> None:
+        raise RuntimeError("boom {not a format}")

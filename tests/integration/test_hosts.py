@@ -1,0 +1,507 @@
+"""The zygote and its hosts as real processes, through the pool: runs, updates, all ways to end, nothing left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import psutil
+import pytest
+
+from skalds_streams.errors import HostError
+from skalds_streams.skald import host as host_module
+from skalds_streams.skald.hosts import ExitInfo, Host, HostPool, RunSpec
+from skalds_streams.worker.kernel import group_is_empty
+
+pytestmark = [pytest.mark.integration, pytest.mark.anyio]
+
+MODULE = "tests.integration.host_workers"
+WAIT_S = 20.0
+
+
+class Events:
+    """What a host sent, to be waited for."""
+
+    def __init__(self) -> None:
+        self.seen: list[dict[str, Any]] = []
+        self._news = asyncio.Event()
+
+    def __call__(self, frame: dict[str, Any]) -> None:
+        self.seen.append(frame)
+        self._news.set()
+
+    @property
+    def ops(self) -> list[str]:
+        return [frame["op"] for frame in self.seen]
+
+    async def wait(self, op: str) -> dict[str, Any]:
+        """The first frame of this kind."""
+        async with asyncio.timeout(WAIT_S):
+            while op not in self.ops:
+                self._news.clear()
+                await self._news.wait()
+        return self.seen[self.ops.index(op)]
+
+
+async def until(condition: Callable[[], object], what: str) -> None:
+    """Wait for something that no event tells of."""
+    try:
+        async with asyncio.timeout(WAIT_S):
+            while not condition():  # noqa: ASYNC110  # processes and files have no event
+                await asyncio.sleep(0.005)
+    except TimeoutError:
+        pytest.fail(f"not in {WAIT_S:g} s: {what}")
+
+
+def runs(pid: int) -> bool:
+    """The process exists and can still run code."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def open_fds() -> set[str]:
+    return {f"{entry.name} {entry.readlink()}" for entry in Path("/proc/self/fd").iterdir() if entry.exists()}
+
+
+def sockets_of(pid: int) -> set[str]:
+    links = {str(entry.readlink()) for entry in Path(f"/proc/{pid}/fd").iterdir()}
+    return {link for link in links if link.startswith("socket:")}
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    """Descriptors and processes are the same after each test as before."""
+    fds, children = open_fds(), {child.pid for child in psutil.Process().children(recursive=True)}
+    yield
+    assert open_fds() == fds
+    assert {child.pid for child in psutil.Process().children(recursive=True)} == children
+
+
+@asynccontextmanager
+async def started(*modules: str, **options: Any) -> AsyncIterator[HostPool]:
+    pool = HostPool(modules=modules or (MODULE,), **options)
+    await pool.start()
+    try:
+        yield pool
+    finally:
+        async with asyncio.timeout(WAIT_S):
+            await pool.stop()
+
+
+async def begin(pool: HostPool, class_name: str, tmp_path: Path, **attachments: Any) -> tuple[Host, Events]:
+    events = Events()
+    spec = RunSpec(
+        task_id="t1",
+        class_name=class_name,
+        epoch=3,
+        attachments=attachments,
+        version=1,
+        log_path=str(tmp_path / "logs" / "t1.log"),
+    )
+    return await pool.run(spec, events), events
+
+
+async def ended(host: Host) -> ExitInfo:
+    async with asyncio.timeout(WAIT_S):
+        return await host.wait_ended()
+
+
+async def stop(host: Host, release_s: float = WAIT_S, terminate_s: float = WAIT_S) -> ExitInfo:
+    async with asyncio.timeout(2 * WAIT_S):
+        return await host.stop("cancelled", release_s=release_s, terminate_s=terminate_s)
+
+
+def lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
+
+
+async def child_of(file: Path) -> int:
+    await until(lambda: lines(file), "the worker's child")
+    return int(lines(file)[0])
+
+
+# Runs and updates
+
+
+async def test_run_update_refuse_stop(tmp_path: Path) -> None:
+    file, log = tmp_path / "sign", tmp_path / "logs" / "t1.log"
+    async with started() as pool:
+        host, events = await begin(pool, "Loop", tmp_path, speed=2, file=str(file))
+        assert await events.wait("running") == {"op": "running", "version": 1}
+        await until(lambda: lines(log) == ["speed 2"], "main's first line")
+        await host.update(2, {"speed": 5, "file": str(file)})
+        assert await events.wait("applied") == {"op": "applied", "version": 2}
+        await host.update(3, {"speed": 50})
+        refused = await events.wait("refused")
+        assert (refused["version"], refused["error"]["field"]) == (3, "speed")
+
+        assert await stop(host) == ExitInfo(0, "exit 0")
+
+        assert (events.ops[-1], host.steps) == ("stopped", [])
+        assert lines(file) == ["released"]
+        assert lines(log) == ["speed 2", "speed 5"]
+
+
+async def test_an_async_worker_is_updated_and_stopped(tmp_path: Path) -> None:
+    file = tmp_path / "sign"
+    async with started() as pool:
+        host, events = await begin(pool, "AsyncLoop", tmp_path)
+        await events.wait("running")
+        await host.update(2, {"file": str(file)})
+        await events.wait("applied")
+
+        assert await stop(host) == ExitInfo(0, "exit 0")
+
+        assert (events.ops[-1], lines(file)) == ("stopped", ["released"])
+
+
+async def test_a_run_that_ends_by_itself(tmp_path: Path) -> None:
+    async with started() as pool:
+        host, events = await begin(pool, "Once", tmp_path)
+        assert await ended(host) == ExitInfo(0, "exit 0")
+        assert events.ops == ["running", "finished"]
+        await host.update(2, {})  # too late, and no error
+
+
+async def test_a_log_file_above_a_mebibyte_is_rotated_at_the_start(tmp_path: Path) -> None:
+    log = tmp_path / "logs" / "t1.log"
+    log.parent.mkdir()
+    log.write_text("old " * 300_000)
+    async with started() as pool:
+        host, _ = await begin(pool, "Loop", tmp_path, speed=4)
+        await until(lambda: lines(log) == ["speed 4"], "the new log file")
+        await stop(host)
+    assert log.with_name("t1.log.1").stat().st_size == 1_200_000
+
+
+async def test_an_output_that_cannot_be_opened_does_not_stop_the_worker(tmp_path: Path) -> None:
+    (tmp_path / "logs").write_text("a file where the folder should be")
+    async with started() as pool:
+        host, events = await begin(pool, "Loop", tmp_path)
+        await events.wait("running")
+        await stop(host)
+
+
+async def test_a_module_that_raises_at_import_leaves_the_others_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_workers.py").write_text("raise RuntimeError('no camera driver')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    async with started("broken_workers", MODULE) as pool:
+        assert pool.catalogue.not_loadable.keys() == {"broken_workers"}
+        assert "no camera driver" in pool.catalogue.not_loadable["broken_workers"]
+        assert pool.catalogue.classes["Deaf"]["release_s"] == 0.3
+        host, events = await begin(pool, "Loop", tmp_path)
+        await events.wait("running")
+        await stop(host)
+
+
+async def test_an_unknown_class_and_a_frame_too_large_are_errors(tmp_path: Path) -> None:
+    async with started() as pool:
+        with pytest.raises(HostError, match="class Nobody is not loaded"):
+            await begin(pool, "Nobody", tmp_path)
+        with pytest.raises(HostError, match="frame 'run' has"):
+            await begin(pool, "Loop", tmp_path, file="x" * (1 << 20))
+        host, events = await begin(pool, "Loop", tmp_path)  # the spare is still good
+        await events.wait("running")
+        with pytest.raises(HostError, match="frame 'update' has"):
+            await host.update(2, {"file": "x" * (1 << 20)})
+        await stop(host)
+
+
+# Ways to end
+
+
+async def test_a_crash_says_where(tmp_path: Path) -> None:
+    async with started() as pool:
+        host, events = await begin(pool, "Crash", tmp_path)
+        assert await ended(host) == ExitInfo(0, "exit 0")
+        failed = events.seen[-1]
+        assert (failed["op"], failed["retryable"], failed["error"]["message"]) == (
+            "failed",
+            True,
+            "the lens {fell} off",
+        )
+        assert any("host_workers.py" in line for line in failed["error"]["traceback"])
+
+
+async def test_exit_codes_and_signals_are_named(tmp_path: Path) -> None:
+    async with started() as pool:
+        host, events = await begin(pool, "ExitCode", tmp_path)
+        assert (await ended(host)).reason == "exit code 3"
+        assert events.ops == ["running"]
+
+        host, _ = await begin(pool, "Segfault", tmp_path)
+        assert (await ended(host)).reason == "signal 11 (SIGSEGV)"
+        assert "Fatal Python error: Segmentation fault" in lines(tmp_path / "logs" / "t1.log")
+
+        host, events = await begin(pool, "Loop", tmp_path)
+        await events.wait("running")
+        os.kill(host.pid, signal.SIGKILL)
+        assert await ended(host) == ExitInfo(9, "signal 9 (SIGKILL)")
+
+
+async def test_sigterm_from_outside_is_a_stop(tmp_path: Path) -> None:
+    file = tmp_path / "sign"
+    async with started() as pool:
+        host, events = await begin(pool, "Loop", tmp_path, file=str(file))
+        await events.wait("running")
+        os.kill(host.pid, signal.SIGTERM)
+        assert await ended(host) == ExitInfo(0, "exit 0")
+        assert (events.ops[-1], lines(file)) == ("stopped", ["released"])
+
+
+async def test_a_stop_during_initialize(tmp_path: Path) -> None:
+    file = tmp_path / "sign"
+    async with started() as pool:
+        host, events = await begin(pool, "SlowStart", tmp_path, file=str(file))
+        await until(lambda: lines(file), "initialize")
+        assert await stop(host) == ExitInfo(0, "exit 0")
+        assert (events.ops, lines(file)) == (["stopped"], ["initializing", "released"])
+
+
+async def test_a_stop_right_after_the_run(tmp_path: Path) -> None:
+    async with started() as pool:
+        host, events = await begin(pool, "Loop", tmp_path)
+        assert await stop(host) == ExitInfo(0, "exit 0")
+        assert events.ops[-1] == "stopped"
+
+
+async def test_a_deaf_worker_and_its_child_are_killed_within_the_budgets(tmp_path: Path) -> None:
+    file = tmp_path / "sign"
+    async with started() as pool:
+        host, events = await begin(pool, "Deaf", tmp_path, file=str(file))
+        child = await child_of(file)
+        before = asyncio.get_running_loop().time()
+
+        info = await stop(host, release_s=0.3, terminate_s=0.2)
+
+        assert info == ExitInfo(9, "signal 9 (SIGKILL)")
+        assert host.steps == ["SIGTERM after 0.3 s", "SIGKILL after 0.2 s"]
+        assert 0.5 <= asyncio.get_running_loop().time() - before < 2.0
+        assert not runs(child)
+        assert events.ops == ["running"]
+
+
+async def test_sigterm_interrupts_a_worker_that_swallowed_the_stop(tmp_path: Path) -> None:
+    file = tmp_path / "sign"
+    async with started() as pool:
+        host, events = await begin(pool, "DeafToTheFirst", tmp_path, file=str(file))
+        await until(lambda: lines(file), "main")
+        assert await stop(host, release_s=0.3) == ExitInfo(0, "exit 0")
+        assert (host.steps, events.ops[-1]) == (["SIGTERM after 0.3 s"], "stopped")
+
+
+async def test_a_stopped_process_is_killed(tmp_path: Path) -> None:
+    async with started() as pool:
+        host, events = await begin(pool, "Loop", tmp_path)
+        await events.wait("running")
+        os.kill(host.pid, signal.SIGSTOP)
+        assert (await stop(host, release_s=0.1, terminate_s=0.1)).reason == "signal 9 (SIGKILL)"
+
+
+@pytest.mark.parametrize("class_name", ["WithChild", "Fork"])
+async def test_what_a_worker_started_ends_with_it(tmp_path: Path, class_name: str) -> None:
+    file = tmp_path / "sign"
+    async with started() as pool:
+        host, _ = await begin(pool, class_name, tmp_path, file=str(file))
+        child = await child_of(file)
+        if class_name == "WithChild":
+            os.kill(host.pid, signal.SIGKILL)
+        await ended(host)
+        assert not runs(child)
+        assert group_is_empty(host.pid)
+
+
+async def test_a_host_that_lingers_after_its_last_frame_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host_module, "LINGER_S", 0.1)
+    async with started() as pool:
+        host, events = await begin(pool, "Loop", tmp_path)
+        await events.wait("running")
+        host._on_frame({"op": "finished"})  # as if it had said so
+        assert (await ended(host)).reason == "signal 9 (SIGKILL)"
+        assert host.steps == ["SIGKILL: alive 0.1 s after its last frame"]
+
+
+# The zygote, the spares, the skald
+
+
+async def test_a_killed_zygote_takes_its_hosts_down_and_comes_back(tmp_path: Path) -> None:
+    file = tmp_path / "sign"
+    async with started() as pool:
+        first = pool.zygote_pid
+        assert first is not None
+        host, _ = await begin(pool, "WithChild", tmp_path, file=str(file))
+        child = await child_of(file)
+
+        os.kill(first, signal.SIGKILL)
+
+        assert await ended(host) == ExitInfo(None, "zygote lost")
+        assert not runs(host.pid)
+        assert not runs(child)
+        again, events = await begin(pool, "Loop", tmp_path)  # waits for the new zygote
+        await events.wait("running")
+        assert pool.zygote_pid not in (None, first)
+        await stop(again)
+
+
+async def test_dead_spares_are_not_used_and_are_replaced(tmp_path: Path) -> None:
+    async with started() as pool:
+        await until(lambda: len(pool.idle_pids) == 2, "two spares")
+        dead = pool.idle_pids
+        for pid in dead:
+            psutil.Process(pid).kill()
+        psutil.wait_procs([psutil.Process(pid) for pid in dead if runs(pid)], timeout=WAIT_S)
+        host, events = await begin(pool, "Loop", tmp_path)
+        await events.wait("running")
+        assert host.pid not in dead
+        await until(lambda: len(pool.idle_pids) == 2 and not {*dead} & {*pool.idle_pids}, "two new spares")
+        await stop(host)
+
+
+async def test_a_host_without_its_skald_kills_itself(tmp_path: Path) -> None:
+    async with started() as pool:
+        host, events = await begin(pool, "Loop", tmp_path)
+        await events.wait("running")
+        host._channel.close()
+        assert (await ended(host)).reason == "signal 9 (SIGKILL)"
+
+
+async def test_nothing_outlives_a_killed_skald(tmp_path: Path) -> None:
+    file = tmp_path / "sign"
+    script = f"""
+        import asyncio, sys
+        from skalds_streams.skald.hosts import HostPool, RunSpec
+
+        async def main():
+            pool = HostPool(modules=["{MODULE}"])
+            await pool.start()
+            host = await pool.run(RunSpec("t1", "WithChild", 1, {{"file": "{file}"}}, 1, ""), lambda frame: None)
+            while len(pool.idle_pids) < 2:
+                await asyncio.sleep(0.005)
+            print(pool.zygote_pid, host.pid, *pool.idle_pids, file=sys.stderr, flush=True)
+            await asyncio.Event().wait()
+
+        asyncio.run(main())
+    """
+    skald = await asyncio.create_subprocess_exec(sys.executable, "-c", dedent(script), stderr=asyncio.subprocess.PIPE)
+    assert skald.stderr is not None
+    async with asyncio.timeout(WAIT_S):
+        pids = [int(pid) for pid in (await skald.stderr.readline()).split()]
+    pids.append(await child_of(file))
+    assert len(pids) == 5
+    skald.kill()
+    await skald.wait()
+    await until(lambda: not any(runs(pid) for pid in pids), "the end of zygote, hosts and child")
+
+
+async def test_the_lock_is_held_until_the_last_host_is_gone(tmp_path: Path) -> None:
+    lock_file = tmp_path / "lock"
+
+    def is_free() -> bool:
+        with lock_file.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            return True
+
+    lock = lock_file.open("w")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    async with started(lock_fd=lock.fileno(), spares=0) as pool:
+        host, events = await begin(pool, "Loop", tmp_path)
+        await events.wait("running")
+        lock.close()
+        assert not is_free()
+        os.kill(host.pid, signal.SIGKILL)
+        await ended(host)
+        assert is_free()
+
+
+async def test_twenty_starts_at_once_leave_nothing(tmp_path: Path) -> None:
+    async with started() as pool:
+        await until(lambda: len(pool.idle_pids) == 2, "two spares")
+        before = open_fds()
+        begun = await asyncio.gather(*(begin(pool, "Loop", tmp_path) for _ in range(20)))
+        for _, events in begun:
+            await events.wait("running")
+        assert len({host.pid for host, _ in begun}) == 20
+
+        await asyncio.gather(*(stop(host) for host, _ in begun))
+
+        await until(lambda: len(pool.idle_pids) == 2, "two spares")
+        assert len(open_fds()) == len(before)
+        assert pool.zygote_pid is not None
+        children = {child.pid for child in psutil.Process(pool.zygote_pid).children(recursive=True)}
+        assert children == set(pool.idle_pids)
+        assert len(psutil.Process(pool.zygote_pid).open_files()) == 0
+        assert psutil.Process(pool.zygote_pid).num_fds() <= 8
+
+
+async def test_hosts_do_not_hold_each_others_sockets(tmp_path: Path) -> None:
+    async with started() as pool:
+        await until(lambda: len(pool.idle_pids) == 2, "two spares")
+        assert pool.zygote_pid is not None
+        await until(lambda: all(len(sockets_of(pid)) == 1 for pid in pool.idle_pids), "hosts with one socket each")
+        zygote, first, second = (sockets_of(pid) for pid in (pool.zygote_pid, *pool.idle_pids))
+        assert not zygote & first
+        assert not zygote & second
+        assert not first & second
+
+
+async def test_a_zygote_that_ends_at_import_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "leaving_workers.py").write_text("import os; os._exit(4)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    pool = HostPool(modules=["leaving_workers"])
+    with pytest.raises(HostError, match="ended with exit code 4"):
+        await pool.start()
+    await pool.stop()
+
+
+async def test_the_pool_can_be_stopped_with_workers_and_started_again(tmp_path: Path) -> None:
+    async with started() as pool:
+        host, events = await begin(pool, "Loop", tmp_path)
+        await events.wait("running")
+        await pool.stop()
+        assert (await ended(host)).reason == "signal 9 (SIGKILL)"
+        with pytest.raises(HostError, match="stopped"):
+            await begin(pool, "Loop", tmp_path)
+        await pool.start()
+        host, events = await begin(pool, "Loop", tmp_path)
+        await events.wait("running")
+
+
+async def test_the_examples_run(tmp_path: Path) -> None:
+    async with started("examples.workers") as pool:
+        assert (sorted(pool.catalogue.classes), pool.catalogue.not_loadable) == (["Camera", "Counter", "Flaky"], {})
+        counter, counted = await begin(pool, "Counter", tmp_path, until=3, every_s=0.01)
+        assert await ended(counter) == ExitInfo(0, "exit 0")
+        assert counted.ops == ["running", "finished"]
+
+        camera, events = await begin(
+            pool, "Camera", tmp_path, rtspUrl="rtsp://viewer:s3cret@192.0.2.7/entrance", fps=100
+        )
+        await events.wait("running")
+        await camera.update(2, {"fps": 120})
+        await events.wait("applied")
+        await stop(camera)
+
+        flaky, failed = await begin(pool, "Flaky", tmp_path, mean_lifetime_s=0.001)
+        await ended(flaky)
+        assert failed.seen[-1]["error"]["type"] == "ConnectionError"
+    written = (tmp_path / "logs" / "t1.log").read_text()
+    assert "INFO t1@3 worker.Counter: counted to the end: 3" in written
+    assert "fps 100 -> 120" in written
+    assert "s3cret" not in written
