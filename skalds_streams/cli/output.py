@@ -14,7 +14,7 @@ from rich.text import Text
 
 from skalds_streams.core.row import Status
 
-PIPE_WIDTH = 400
+PIPE_WIDTH = 10_000
 """Width when the output is no terminal: nothing that a script reads is wrapped."""
 STATUS_STYLES: dict[Status, str] = {
     Status.CREATED: "dim",

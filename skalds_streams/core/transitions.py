@@ -69,3 +69,10 @@ def step(status: Status, what: Step) -> Status:
         return TRANSITIONS[status, what]
     except KeyError:
         raise IllegalTransitionError(f"no step {what.value!r} from status {status.value}") from None
+
+
+def mermaid() -> str:
+    """The table as a Mermaid state diagram; what is not in the table is not in the picture."""
+    lines = ["stateDiagram-v2", "    [*] --> Created"]
+    lines += [f"    {before.value} --> {after.value}: {what.value}" for (before, what), after in TRANSITIONS.items()]
+    return "\n".join(lines)

@@ -112,7 +112,7 @@ class KafkaProxy:
         value: str | bytes | BaseModel,
         headers: Sequence[tuple[str, bytes]] | None = None,
     ) -> Receipt:
-        """Send a record; return at once with the Receipt of its delivery. Records of one topic keep their order.
+        """Send a record; return at once with the Receipt of its delivery. Records of one key keep their order.
 
         key: the task id. None raises TypeError: upstream's readers drop a record without a key. value: text, bytes, or
         a pydantic model, sent as JSON by alias. The partition is Kafka's default one (murmur2 of the key).

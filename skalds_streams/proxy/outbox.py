@@ -1,13 +1,16 @@
 """Sends records through an idempotent producer, in the background loop.
 
-Rules: records of one topic are handed over in the order they came; topics do not wait for each other. A record that has
-no answer DELIVERY_S after it came is given up, and its receipt says whether it can still be written.
+Rules: records of one topic are handed over in the order they came, and those of one key are in the log in that order;
+topics do not wait for each other. A record that has no answer DELIVERY_S after it came is given up, and its receipt
+says whether it can still be written.
 
 **A producer is used until the first record that the broker refuses.** The refused batch has used up sequence numbers,
 so the broker refuses every later batch of that partition too (OutOfOrderSequenceNumber), and aiokafka never recovers.
 So: stop handing over, wait until everything handed over is decided, open a new producer, and go on. Records refused
 only for the gap, or with others in one batch for what one of them is, are not in the log: they are sent again first, in
-their old order, each in a batch of its own, so that in the end only the culprit fails.
+their old order, each in a batch of its own, so that in the end only the culprit fails. **The first record of a producer
+to a partition is awaited alone:** before it the broker knows of no sequence, takes a batch after a gap, and later
+records would overtake.
 
 What does not live here: receipts and bounds (`delivery`), what callers see (`kafka`). All runs in the loop's thread.
 """
@@ -32,6 +35,7 @@ from aiokafka.errors import (
 from anyio import TASK_STATUS_IGNORED, create_task_group
 from anyio.abc import TaskGroup, TaskStatus
 
+from skalds_streams.core.partition import murmur2
 from skalds_streams.proxy.connection import (
     RETRY_S,
     TRY_S,
@@ -73,6 +77,8 @@ class Outbox:
         self._handed: set[Outgoing] = set()
         self._in_flight: set[Outgoing] = set()
         self._again: list[Outgoing] = []
+        self._begun: set[tuple[str, int]] = set()
+        """Partitions that have a record of this producer."""
         self._count = 0
 
     @property
@@ -108,6 +114,7 @@ class Outbox:
         self.obstacle = ""
         self._producer = producer
         self._spoilt.clear()
+        self._begun.clear()
         for record in sorted(self._again, key=lambda item: item.number, reverse=True):
             self._queue(record.topic).appendleft(record)
         self._again.clear()
@@ -157,8 +164,9 @@ class Outbox:
             if not there:
                 record.receipt.fail("not accepted: the broker has no such topic and makes none")
                 return True
+            partition = _partition(producer, record)
             future = await producer.send(
-                record.topic, record.value, record.key, timestamp_ms=record.timestamp_ms, headers=record.headers
+                record.topic, record.value, record.key, partition, record.timestamp_ms, record.headers
             )
         except KafkaTimeoutError:  # the partition's buffer is full and was not sent
             return False
@@ -171,8 +179,11 @@ class Outbox:
             return True
         self._in_flight.add(record)
         future.add_done_callback(partial(self._decided, record))
-        if record.tries > 0:
+        place = (record.topic, partition)
+        if record.tries > 0 or place not in self._begun:
             await asyncio.wait([future])  # alone in its batch
+            if future.exception() is None:
+                self._begun.add(place)
         return True
 
     def _decided(self, record: Outgoing, future: asyncio.Future[object]) -> None:
@@ -222,6 +233,12 @@ async def _topic_there(producer: AIOKafkaProducer, topic: str) -> bool | None:
             return True  # without the right to it send() says so
         await asyncio.sleep(pause_s)
     return False
+
+
+def _partition(producer: AIOKafkaProducer, record: Outgoing) -> int:
+    """Kafka's default: murmur2 of the key."""
+    partitions = sorted(producer.client.cluster.partitions_for_topic(record.topic))
+    return int(partitions[(murmur2(record.key) & 0x7FFFFFFF) % len(partitions)])
 
 
 def _refused(error: BaseException) -> str:

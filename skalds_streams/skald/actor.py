@@ -19,7 +19,7 @@ from skalds_streams.skald.hosts import ExitInfo, Host, HostPool, RunSpec
 from skalds_streams.skald.reporter import Reporter
 
 LEAVING = "leaving"
-"""Stop reason of a skald that goes: nothing is reported, or the task would be placed here again. Its heartbeat frees it."""
+"""Stop reason of a skald that goes: nothing is reported, or the task would come back. Its heartbeat frees it."""
 
 log = structlog.get_logger(__name__)
 

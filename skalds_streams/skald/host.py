@@ -109,7 +109,8 @@ class Host:
     def begin(self, spec: RunSpec, on_event: OnEvent) -> bool:
         """Send the run. False when this spare has died, having run nothing. Raises HostError for a frame too large."""
         self._on_event = on_event
-        self.started = self._task is None and self._channel.send(spec.frame())
+        doomed = self._task is not None or self._status.done()
+        self.started = not doomed and self._channel.send(spec.frame())
         if self.started:
             self._log = self._log.bind(task_id=spec.task_id, epoch=spec.epoch)
         return self.started

@@ -259,6 +259,7 @@ class HostPool:
     def _on_zygote_lost(self, zygote: _Zygote, reason: str) -> None:
         self._zygote = None
         self._drop_spawning()
+        self._idle.clear()
         for host in list(self._hosts.values()):
             host.exited(None)
             host.kill()

@@ -1,4 +1,4 @@
-"""TaskEvent and UpdateTaskWorkerEvent against what upstream 0.3.8 puts on the wire, byte for byte, and what it reads."""
+"""TaskEvent and UpdateTaskWorkerEvent against what upstream 0.3.8 puts on the wire, byte for byte."""
 
 from __future__ import annotations
 
@@ -55,11 +55,9 @@ def test_both_spellings_are_read_and_come_back_as_they_were(wire: str, by_alias:
 
 
 def test_spellings_may_mix_and_unknown_fields_are_ignored():
-    event = TaskEvent.model_validate_json(
-        '{"taskIds":["a","b"],"create_date_time":1,"updateDateTime":2,"colour":"red"}'
-    )
+    event = TaskEvent.model_validate_json('{"taskIds":["a","b"],"create_date_time":1,"updateDateTime":2,"x":0}')
     assert (event.task_ids, event.create_date_time, event.update_date_time) == (["a", "b"], 1, 2)
-    assert not hasattr(event, "colour")
+    assert not hasattr(event, "x")
 
 
 def test_times_default_to_now_in_milliseconds():
@@ -73,14 +71,14 @@ def test_times_default_to_now_in_milliseconds():
     [
         ([1, 2], ("taskIds", 0)),
         (["a", None], ("taskIds", 1)),
-        (["a", "b", b"c"], ("taskIds", 2)),
+        (["a", b"c"], ("taskIds", 1)),
         ("abc", ("taskIds",)),
     ],
 )
 def test_what_is_no_list_of_strings_is_refused_with_its_place(ids: Any, place: tuple[object, ...]):
     with pytest.raises(ValidationError) as caught:
         TaskEvent(taskIds=ids)
-    assert [error["loc"] for error in caught.value.errors()][0] == place
+    assert caught.value.errors()[0]["loc"] == place
 
 
 def test_task_ids_are_required():

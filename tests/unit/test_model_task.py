@@ -93,7 +93,7 @@ def test_fields_of_ours_are_written_only_when_they_are_set():
         ({"attachments": [1]}, "attachments"),
         ({"attachments": Camera}, "attachments"),
         ({"weight": 0}, "weight"),
-        ({"max_restarts": -1}, "maxRestarts"),
+        ({"max_restarts": -1}, "max_restarts"),
         ({"requires": {"gpu": 1}}, "requires"),
         ({"source": None}, "source"),
     ],

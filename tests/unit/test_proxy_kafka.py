@@ -1,4 +1,4 @@
-"""What the Kafka proxy does without a broker: configuration, checks, receipts, bounds, and that importing does nothing."""
+"""What the Kafka proxy does without a broker: configuration, checks, receipts, bounds, a harmless import."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def outgoing(value: bytes = b"value") -> Outgoing:
     return Outgoing("topic", b"key", value, (), 0, Receipt("topic", "key"))
 
 
-# -- names and configuration --------------------------------------------------------------------------------------------
+# -- names and configuration -------------------------------------------------------------------------------------------
 
 
 def test_topic_names():
@@ -150,7 +150,7 @@ def test_the_backlog_is_bounded_and_says_so(monkeypatch: pytest.MonkeyPatch, mos
     monkeypatch.setattr(delivery, most, 1)
     backlog, first, second = Backlog(), outgoing(value), outgoing(value)
     backlog.admit(first, timeout=0)
-    with pytest.raises(ProduceError, match="1 records .* wait for the broker, no more are taken"):
+    with pytest.raises(ProduceError, match=r"1 records .* wait for the broker, no more are taken"):
         backlog.admit(second, timeout=0)
     with ThreadPoolExecutor(1) as pool:
         waits = pool.submit(backlog.admit, second, 10)

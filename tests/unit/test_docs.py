@@ -1,0 +1,40 @@
+"""The documents say what the code does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from skalds_streams.core.transitions import TRANSITIONS, Step, mermaid, step
+from skalds_streams.errors import IllegalTransitionError
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_state_picture_is_the_table() -> None:
+    assert f"```mermaid\n{mermaid()}\n```" in (ROOT / "docs" / "states.md").read_text()
+
+
+def test_what_is_not_in_the_table_raises() -> None:
+    from skalds_streams.core.row import Status
+
+    for status in Status:
+        for what in Step:
+            if (status, what) in TRANSITIONS:
+                assert step(status, what) is TRANSITIONS[status, what]
+            else:
+                try:
+                    step(status, what)
+                except IllegalTransitionError as error:
+                    assert status.value in str(error)
+                else:
+                    raise AssertionError(f"{status} {what} is not in the table but passed")
+
+
+def test_every_file_that_the_documents_name_exists() -> None:
+    import re
+
+    for name in ("README.md", "ARCHITECTURE.md"):
+        for path in re.findall(
+            r"`((?:skalds_streams|docs|tests|docker|benchmarks|examples)/[\w./]+)`", (ROOT / name).read_text()
+        ):
+            assert (ROOT / path).exists(), f"{name} names {path}"
