@@ -18,7 +18,7 @@ PARAMETERS_MOST = 60
 def masked_doc(row: Row, words: frozenset[str]) -> dict[str, Any]:
     """The row's document with its secrets masked, `attachments` included."""
     clean = text_cleaner(row, words)
-    doc = row.to_doc()
+    doc = row.public_doc()
     doc["attachments"] = masked_parameters(row, words)
     for name in ("error", "refused"):
         doc[name] = clean(redact(doc[name], words))

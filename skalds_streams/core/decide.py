@@ -23,6 +23,8 @@ from skalds_streams.core.restarts import attempts_after_crash, backoff_ms
 from skalds_streams.core.row import Cause, Holder, Release, Row, Status, Wanted
 from skalds_streams.core.transitions import Step, step
 
+UNANSWERED_MOST = 8
+"""Updates of one task that can be under way and still be undone by a refusal."""
 NOTHING_CHANGED = "already so: nothing changed"
 """Note of a row whose cause asked for what was so already: recorded, as every command is."""
 
@@ -143,7 +145,17 @@ def _described(row: Row, spec: events.TaskSpec, at_ms: int) -> Row:
 def _parameters(row: Row, attachments: dict[str, Any], at_ms: int) -> dict[str, Any]:
     if attachments == row.attachments:
         return {"update_at_ms": at_ms}
-    return {"attachments": attachments, "attachments_version": row.attachments_version + 1, "update_at_ms": at_ms}
+    changes = {"attachments": attachments, "attachments_version": row.attachments_version + 1, "update_at_ms": at_ms}
+    return changes if row.holder is None else {**changes, "unanswered": _unanswered(row)}
+
+
+def _unanswered(row: Row) -> dict[str, Any]:
+    """The parameters that a refusal would bring back: those that run, and those that were sent after them."""
+    kept: dict[str, Any] = dict(row.unanswered)
+    runs = row.applied_version if row.status is Status.RUNNING else row.attachments_version
+    kept[str(row.attachments_version if kept else runs)] = row.attachments
+    newest = sorted(kept, key=int)
+    return {version: kept[version] for version in [newest[0], *newest[1:][-UNANSWERED_MOST:]]}
 
 
 def _pause(row: Row) -> Row:
@@ -207,26 +219,48 @@ def _running(row: Row, event: events.Running, context: Context) -> Row | str:
         running_since_ms=context.now_ms,
         applied_version=event.version,
         applied_at_ms=context.now_ms,
+        unanswered=_after(row, event.version),
         refused=None,
     )
+
+
+def _after(row: Row, version: int) -> dict[str, Any]:
+    """What is still under way once `version` is what runs."""
+    if version >= row.attachments_version:
+        return {}
+    return {number: value for number, value in row.unanswered.items() if int(number) >= version}
 
 
 def _applied(row: Row, event: events.Applied, context: Context) -> Row | str:
     if event.version <= row.applied_version:
         return "applied already"
-    return replace(row, applied_version=event.version, applied_at_ms=context.now_ms, refused=None)
+    return replace(
+        row,
+        applied_version=event.version,
+        applied_at_ms=context.now_ms,
+        unanswered=_after(row, event.version),
+        refused=None,
+    )
 
 
 def _refused(row: Row, event: events.Refused, context: Context) -> Row | str:
     if event.version <= row.applied_version:
         return "of older parameters"
-    return replace(row, refused={"version": event.version, "at_ms": context.now_ms, "error": event.error})
+    refused = {"version": event.version, "at_ms": context.now_ms, "error": event.error}
+    rest = {number: value for number, value in row.unanswered.items() if number != str(event.version)}
+    runs = rest.get(str(row.applied_version))
+    if event.version == row.attachments_version and runs is not None:
+        # The next run must start with what was accepted, not with what was refused.
+        return replace(row, refused=refused, attachments=runs, unanswered={})
+    return replace(row, refused=refused, unanswered=rest)
 
 
 def _freed(row: Row) -> Row:
     held = row.holder.skald_id if row.holder else row.last_skald
     moved = row.release is Release.MOVE
-    return replace(row, holder=None, release=None, running_since_ms=0, last_skald=None if moved else held)
+    return replace(
+        row, holder=None, release=None, running_since_ms=0, unanswered={}, last_skald=None if moved else held
+    )
 
 
 def _settled(row: Row, context: Context) -> Row | None:

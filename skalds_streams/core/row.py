@@ -92,6 +92,8 @@ class Row:
     release: Release | None = None
     attachments: Json | None = None
     attachments_version: int = 0
+    unanswered: Mapping[str, Json] = field(default_factory=dict)
+    """Parameters by version while an update is under way: those that run, those sent and not answered. Else empty."""
     applied_version: int = 0
     applied_at_ms: int = 0
     refused: Json | None = None
@@ -131,6 +133,12 @@ class Row:
         for name in _NAMES:
             value = getattr(self, name)
             doc[name] = _plain(value) if isinstance(value, Holder | Cause) else value
+        return doc
+
+    def public_doc(self) -> dict[str, Any]:
+        """The document without the parameters, which may hold secrets."""
+        doc = self.to_doc()
+        del doc["attachments"], doc["unanswered"]
         return doc
 
     @classmethod

@@ -358,14 +358,13 @@ def decode_positions(value: bytes) -> Positions:
 
 
 def history_doc(row: Row, *, words: Collection[str], digest_key: bytes, members_offset: int = -1) -> dict[str, Any]:
-    """The row as the world may see it:
+    """The row as the world may see it.
 
-    parameters masked, with a keyed digest so that replay can compare what it may not read.
+    Parameters are masked, with a keyed digest so that replay can compare what it may not read.
     """
-    doc = row.to_doc()
-    attachments = doc.pop("attachments")
-    doc["attachments_masked"] = redact(attachments, words)
-    doc["attachments_digest"] = digest(attachments, digest_key)
+    doc = row.public_doc()
+    doc["attachments_masked"] = redact(row.attachments, words)
+    doc["attachments_digest"] = digest(row.attachments, digest_key)
     doc["error"] = redact(doc["error"], words)
     doc["refused"] = redact(doc["refused"], words)
     doc["members_offset"] = members_offset

@@ -78,8 +78,12 @@ def table_differences(
 ) -> list[Difference]:
     """Rebuilt row against the live one. parameters=False: only their digest, `digest_known`, is compared."""
     rebuilt, recorded = plain(row.to_doc()), plain(live.to_doc())
+    for doc in (rebuilt, recorded):
+        # Which versions are under way. What each holds was compared when it was what is wanted.
+        doc["unanswered"] = sorted(doc["unanswered"])
     if not parameters:
-        del rebuilt["attachments"], recorded["attachments"]
+        for doc in (rebuilt, recorded):
+            del doc["attachments"], doc["unanswered"]
         rebuilt["attachments_digest"] = digest_known
         recorded["attachments_digest"] = digest(live.attachments, secrecy.digest_key)
     found = changes(rebuilt, recorded)

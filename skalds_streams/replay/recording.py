@@ -50,8 +50,7 @@ class Entry:
 
     def to_doc(self) -> dict[str, Any]:
         """The record's document, as `history_doc` makes it."""
-        doc = self.row.to_doc()
-        del doc["attachments"]
+        doc = self.row.public_doc()
         doc |= {
             "attachments_masked": self.masked,
             "attachments_digest": self.digest,

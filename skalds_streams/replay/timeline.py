@@ -146,7 +146,7 @@ class Timeline:
         live = self._recording.rows.get(entry.task_id)
         for parameters in (*candidates, entry.masked, _given(event), live.attachments if live else None):
             if self.digest(parameters) == entry.digest:
-                return Rebuilt(replace(row, attachments=parameters), True, entry.digest)
+                return Rebuilt(replace(row, attachments=parameters), not _may_come_back(row), entry.digest)
         return Rebuilt(replace(row, attachments=entry.masked), False, entry.digest)
 
     def digest(self, parameters: Json | None) -> str | None:
@@ -215,7 +215,7 @@ class Attempt:
     def _settled(self, row: Row) -> Rebuilt:
         if self._start is None or self._start.known:
             return Rebuilt(row, True, self._timeline.digest(row.attachments))
-        changed = self._entry.digest != self._start.digest
+        changed = self._entry.digest != self._start.digest and not isinstance(self._event, events.Refused)
         row = replace(row, attachments_version=self._start.row.attachments_version + int(changed))
         return self._timeline.with_parameters(self._entry, row, [row.attachments], self._event)
 
@@ -226,6 +226,11 @@ class Attempt:
         )
         found = Difference("decision", outcome, f"revision {self._entry.row.revision}")
         return Step(self._entry, self._event, self._start.row if self._start else None, after, differences=(found,))
+
+
+def _may_come_back(row: Row) -> bool:
+    """Whether an update may be under way whose refusal would bring back parameters that no record has."""
+    return row.holder is not None and row.attachments_version != row.applied_version and not row.unanswered
 
 
 def _given(event: events.Event | None) -> Json | None:

@@ -28,8 +28,7 @@ STATE_SILENT = "silent"
 def task_doc(row: Row, words: frozenset[str], now_ms: int) -> dict[str, Any]:
     """The row's document with `attachments_masked` in place of `attachments`, and what follows from it for people."""
     clean = text_cleaner(row, words)
-    doc = row.to_doc()
-    del doc["attachments"]
+    doc = row.public_doc()
     doc["attachments_masked"] = masked_parameters(row, words)
     for name in ("error", "refused"):
         doc[name] = clean(redact(doc[name], words))

@@ -379,8 +379,9 @@ async def test_a_host_without_its_skald_kills_itself(tmp_path: Path) -> None:
         assert (await ended(host)).reason == "signal 9 (SIGKILL)"
 
 
-async def test_nothing_outlives_a_killed_skald(tmp_path: Path) -> None:
-    file = tmp_path / "sign"
+@asynccontextmanager
+async def other_skald(class_name: str, file: Path) -> AsyncIterator[tuple[asyncio.subprocess.Process, list[int]]]:
+    """A pool in a process of its own, with one worker; its pid first, then those of zygote, worker and two spares."""
     script = f"""
         import asyncio, sys
         from skalds_streams.skald.hosts import HostPool, RunSpec
@@ -388,7 +389,8 @@ async def test_nothing_outlives_a_killed_skald(tmp_path: Path) -> None:
         async def main():
             pool = HostPool(modules=["{MODULE}"])
             await pool.start()
-            host = await pool.run(RunSpec("t1", "WithChild", 1, {{"file": "{file}"}}, 1, ""), lambda frame: None)
+            spec = RunSpec("t1", "{class_name}", 1, {{"file": "{file}"}}, 1, "")
+            host = await pool.run(spec, lambda frame: None)
             while len(pool.idle_pids) < 2:
                 await asyncio.sleep(0.005)
             print(pool.zygote_pid, host.pid, *pool.idle_pids, file=sys.stderr, flush=True)
@@ -397,14 +399,31 @@ async def test_nothing_outlives_a_killed_skald(tmp_path: Path) -> None:
         asyncio.run(main())
     """
     skald = await asyncio.create_subprocess_exec(sys.executable, "-c", dedent(script), stderr=asyncio.subprocess.PIPE)
-    assert skald.stderr is not None
-    async with asyncio.timeout(WAIT_S):
-        pids = [int(pid) for pid in (await skald.stderr.readline()).split()]
-    pids.append(await child_of(file))
-    assert len(pids) == 5
-    skald.kill()
-    await skald.wait()
-    await until(lambda: not any(runs(pid) for pid in pids), "the end of zygote, hosts and child")
+    try:
+        assert skald.stderr is not None
+        async with asyncio.timeout(WAIT_S):
+            pids = [int(pid) for pid in (await skald.stderr.readline()).split()]
+        assert len(pids) == 4
+        yield skald, pids
+    finally:
+        if skald.returncode is None:
+            skald.kill()
+        await skald.wait()
+
+
+async def test_nothing_outlives_a_killed_skald(tmp_path: Path) -> None:
+    file = tmp_path / "sign"
+    async with other_skald("WithChild", file) as (skald, pids):
+        pids.append(await child_of(file))
+        skald.kill()
+        await until(lambda: not any(runs(pid) for pid in pids), "the end of zygote, hosts and child")
+
+
+async def test_hosts_do_not_outlive_the_zygote_even_if_the_skald_is_frozen(tmp_path: Path) -> None:
+    async with other_skald("AsyncLoop", tmp_path / "sign") as (skald, (zygote, *hosts)):
+        skald.send_signal(signal.SIGSTOP)
+        os.kill(zygote, signal.SIGKILL)
+        await until(lambda: not any(runs(pid) for pid in hosts), "the end of the hosts")
 
 
 async def test_the_lock_is_held_until_the_last_host_is_gone(tmp_path: Path) -> None:

@@ -95,8 +95,8 @@ def numbers_by_key(config: KafkaConfig, topic: str, count: int) -> dict[bytes, l
 
 
 def run_script(script: str, *, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
-    """Run it with development warnings on; every one of them would be on stderr."""
-    command = [sys.executable, "-X", "dev", "-c", script]
+    """Run it with all warnings on; every one of them would be on stderr."""
+    command = [sys.executable, "-W", "default", "-c", script]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, cwd=Path.cwd())
 
 

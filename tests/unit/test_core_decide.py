@@ -214,6 +214,28 @@ def test_update_is_acknowledged_or_refused_by_version() -> None:
     assert (applied.applied_version, applied.refused) == (2, None)
 
 
+def test_a_refused_update_leaves_the_parameters_that_run_for_the_next_run_too() -> None:
+    row = run(running(), (events.Update("t", cause(7_000), attachments={"fps": 0}), context(8_000)))
+    assert row.unanswered == {"1": {"fps": 30}}
+    row = run(row, (report(events.Refused, row, version=2), context(8_100)))
+    assert (row.attachments, row.attachments_version, row.applied_version, row.unanswered) == ({"fps": 30}, 2, 1, {})
+    row = run(row, (report(events.Lost, row), context(9_000)))
+    assert row.attachments == {"fps": 30}
+
+
+def test_of_two_updates_under_way_a_refused_second_brings_back_the_applied_first() -> None:
+    row = run(
+        running(),
+        (events.Update("t", cause(7_000), attachments={"fps": 5}), context(8_000)),
+        (events.Update("t", cause(7_001), attachments={"fps": 0}), context(8_000)),
+    )
+    assert row.unanswered == {"1": {"fps": 30}, "2": {"fps": 5}}
+    row = run(row, (report(events.Applied, row, version=2), context(8_100)))
+    assert row.unanswered == {"2": {"fps": 5}}
+    row = run(row, (report(events.Refused, row, version=3), context(8_200)))
+    assert (row.attachments, row.unanswered) == ({"fps": 5}, {})
+
+
 def test_update_replaces_unless_merge_is_asked() -> None:
     row = running(attachments={"fps": 30, "url": "u"})
     assert run(row, (events.Update("t", cause(7_000), attachments={"fps": 5}), context(8_000))).attachments == {
