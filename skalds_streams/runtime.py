@@ -210,7 +210,6 @@ class Runtime:
                 await asyncio.gather(task, return_exceptions=True)
 
     # -- what others read
-    # --------------------------------------------------------------------------------------------------------
 
     def _held(self) -> Sequence[str]:
         return tuple(self.supervisor.held) if self.supervisor is not None else ()

@@ -6,6 +6,7 @@ An agent never raises: what a record says is judged in the journal.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 from skalds_streams.coordinator.journal import Delivery
@@ -27,7 +28,7 @@ def delivery_of(event: Any) -> Delivery:
         round(message.timestamp * 1000),
         tuple(headers),
     )
-    return Delivery(record, event.ack)
+    return Delivery(record, event.ack, partial(event.app.consumer.unacked.discard, message))
 
 
 async def hand_over(stream: Any, offer: Offer) -> None:

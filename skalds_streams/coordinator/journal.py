@@ -39,10 +39,14 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """A record and how to tell Faust that it is done with."""
+    """A record, how to tell Faust that it is done with, and how to tell it that nobody here will ever be.
+
+    Undropped, it would hold up a rebalance for ever: Faust waits until all that it handed out is acknowledged.
+    """
 
     record: Record
     ack: Callable[[], object]
+    drop: Callable[[], object] = lambda: None
 
 
 class Forwarder(Protocol):
@@ -103,16 +107,23 @@ class Journal:
         """
         if not self._closed:
             await self._queue.put(delivery)
+        if self._closed:  # also when it was closed while we waited
+            delivery.drop()
 
     async def close(self) -> None:
         """Stop serving rows and writing. What is queued goes back to the group unacknowledged."""
+        self._give_up()
+        await self._log.close()
+
+    def _give_up(self) -> None:
         self._closed = True
         self.opened.clear()
         self.rows = {}
-        self._pending.clear()
         while not self._queue.empty():
-            self._queue.get_nowait()
-        await self._log.close()
+            self._pending.append(self._queue.get_nowait())
+        for delivery in self._pending:
+            delivery.drop()
+        self._pending.clear()
 
     async def run(self) -> None:
         """Own the partition until closed, or until the group says that it is another's.
@@ -121,6 +132,7 @@ class Journal:
         """
         while not self._closed:
             if not await self._open():
+                self._give_up()
                 return
             try:
                 while True:
@@ -133,7 +145,6 @@ class Journal:
             self.statistics.reopened += 1
 
     # -- opening
-    # -----------------------------------------------------------------------------------------------------------------
 
     async def _open(self) -> bool:
         """Open the log, as often as it takes. False: the partition is not ours, or the journal is closed."""
@@ -160,7 +171,6 @@ class Journal:
         return False
 
     # -- one turn
-    # ----------------------------------------------------------------------------------------------------------------
 
     async def _turn(self) -> None:
         deliveries = await self._take()

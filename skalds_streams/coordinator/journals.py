@@ -34,17 +34,16 @@ class Journals:
         self._context, self._new_log, self._on_fatal = context, new_log, on_fatal
         self._journals: dict[int, Journal] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._told = False
 
     # -- what Faust says
-    # ---------------------------------------------------------------------------------------------------------
 
     async def own(self, partitions: Collection[int]) -> None:
         """These partitions, and no others, are ours. Waits at most OPEN_WAIT_S for new journals to open."""
-        await asyncio.gather(
-            *(self._close(partition) for partition in list(self._journals) if partition not in partitions)
-        )
+        over = [p for p in self._journals if p not in partitions or self._tasks[p].done()]
+        await asyncio.gather(*(self._close(partition) for partition in over))
         for partition in partitions:
-            if partition not in self._journals or self._tasks[partition].done():
+            if partition not in self._journals:
                 self._begin(partition)
         opening = [asyncio.ensure_future(journal.opened.wait()) for journal in self._journals.values()]
         if opening:
@@ -55,6 +54,7 @@ class Journals:
                 log.warning(
                     "journals.open_late", partitions=[p for p, j in self._journals.items() if not j.opened.is_set()]
                 )
+        self._told = True
 
     async def close(self) -> None:
         await self.own(())
@@ -83,15 +83,15 @@ class Journals:
         await journal.close()
 
     # -- what agents bring
-    # -------------------------------------------------------------------------------------------------------
 
     async def offer(self, delivery: Delivery) -> None:
         journal = self._journals.get(delivery.record.partition)
         if journal is not None:
             await journal.offer(delivery)
+        else:
+            delivery.drop()
 
     # -- what others read
-    # --------------------------------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Journal]:
         return iter(self._journals.values())
@@ -105,7 +105,8 @@ class Journals:
 
     @property
     def all_open(self) -> bool:
-        return all(journal.opened.is_set() for journal in self._journals.values())
+        """Whether the group has told us what is ours, and all of it is open."""
+        return self._told and all(journal.opened.is_set() for journal in self._journals.values())
 
     def row(self, partition: int, task_id: str) -> Row | None:
         journal = self._journals.get(partition)

@@ -80,7 +80,6 @@ def decide(row: Row | None, event: events.Event, context: Context) -> Decision:
 
 
 # -- commands
-# ------------------------------------------------------------------------------------------------------------------
 
 
 def _command(row: Row, event: events.Command, context: Context) -> Row | str:
@@ -199,7 +198,6 @@ def _update(row: Row, event: events.Update, context: Context) -> Row:
 
 
 # -- reports
-# -------------------------------------------------------------------------------------------------------------------
 
 
 def _report(row: Row, event: events.Report, context: Context) -> Row | str:
@@ -318,7 +316,6 @@ def _retry(row: Row, event: events.Retry, context: Context) -> Row | str:
 
 
 # -- placement
-# -----------------------------------------------------------------------------------------------------------------
 
 
 def _place(row: Row, context: Context) -> tuple[Row, Choice | None]:

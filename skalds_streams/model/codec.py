@@ -78,7 +78,6 @@ def _json_type(value: object) -> str:
 
 
 # -- commands
-# ------------------------------------------------------------------------------------------------------------------
 
 
 def _parse_command(record: Record, doc: dict[str, Any], topics: Topics, limits: Limits) -> Parsed:
@@ -208,7 +207,6 @@ def _text(text: str | None) -> str | None:
 
 
 # -- forwarded commands
-# --------------------------------------------------------------------------------------------------------
 
 
 def _forward(
@@ -252,7 +250,6 @@ def _forwarded(record: Record, doc: dict[str, Any], task_id: str) -> events.Assi
 
 
 # -- reports
-# -------------------------------------------------------------------------------------------------------------------
 
 _RUN_REPORTS: Mapping[str, Callable[..., events.Event]] = {
     "Running": events.Running,
@@ -304,7 +301,6 @@ def _report(record: Record, doc: dict[str, Any], task_id: str) -> events.Event:
 
 
 # -- rows, positions, history
-# --------------------------------------------------------------------------------------------------
 
 
 def encode_row(row: Row) -> bytes:

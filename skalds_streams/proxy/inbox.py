@@ -12,10 +12,12 @@ from dataclasses import dataclass
 
 import anyio
 from aiokafka import AIOKafkaConsumer
+from aiokafka.errors import KafkaError as ClientError
 from anyio import TASK_STATUS_IGNORED
 from anyio.abc import TaskStatus
 
-from skalds_streams.proxy.connection import JOIN_TRY_S, KafkaConfig, close_consumer, insist, open_consumer
+from skalds_streams.errors import KafkaError
+from skalds_streams.proxy.connection import JOIN_TRY_S, KafkaConfig, close_consumer, error_text, insist, open_consumer
 
 TAKE_MAX = 500
 
@@ -57,12 +59,18 @@ class Inbox:
             await close_consumer(self._consumer)
 
     async def take(self, wait_s: float) -> Sequence[ConsumedRecord]:
-        """The next records in order of each partition, at most TAKE_MAX; none if none came within `wait_s` seconds."""
+        """The next records in order of each partition, at most TAKE_MAX; none if none came within `wait_s` seconds.
+
+        Raises KafkaError for what the broker refuses.
+        """
         with anyio.move_on_after(wait_s):
             await self._ready.wait()
         if self._consumer is None or not self._ready.is_set():
             return []
-        batches = await self._consumer.getmany(timeout_ms=int(wait_s * 1000), max_records=TAKE_MAX)
+        try:
+            batches = await self._consumer.getmany(timeout_ms=int(wait_s * 1000), max_records=TAKE_MAX)
+        except ClientError as error:
+            raise KafkaError(f"reading {self._config.consume_topic_list}: {error_text(error)}") from error
         return [
             ConsumedRecord(item.topic, item.partition, item.offset, item.key, item.value, item.timestamp)
             for batch in batches.values()

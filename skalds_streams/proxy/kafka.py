@@ -168,7 +168,7 @@ class KafkaProxy:
     def consume(self, timeout_s: float | None = SLICE_S) -> Iterator[ConsumedRecord]:
         """The records of `consume_topic_list` as they come, until none came for `timeout_s` seconds (None: for ever).
 
-        Raises KafkaError when there is no topic to read, when it is closed, or what the broker refuses.
+        For one thread at a time. Raises KafkaError when there is no topic to read, it is closed, or the broker refuses.
         """
         if self._inbox is None:
             raise KafkaError("nothing to consume: KafkaConfig.consume_topic_list is empty")
@@ -180,12 +180,10 @@ class KafkaProxy:
             while self._fetched:
                 yield self._fetched.popleft()
                 quiet_since = time.monotonic()
-            left_s = SLICE_S if timeout_s is None else quiet_since + timeout_s - time.monotonic()
-            if left_s < 0:
-                return
+            left_s = SLICE_S if timeout_s is None else max(0.0, quiet_since + timeout_s - time.monotonic())
             slice_s = min(left_s, SLICE_S)
             self._fetched.extend(self._background.run(inbox.take, slice_s, timeout=slice_s + GRACE_S))
-            if left_s == slice_s and timeout_s is not None and not self._fetched:
+            if timeout_s is not None and left_s <= SLICE_S and not self._fetched:
                 return
 
     # -- end -------------------------------------------------------------------------------------------------------

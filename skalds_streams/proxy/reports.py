@@ -16,14 +16,18 @@ from skalds_streams.topics import Topics
 
 
 class ReportSender:
-    """An idempotent producer. `start` before use; `send_reports` returns when the broker has everything."""
+    """`start` before use; `send_reports` returns when the broker has everything.
+
+    Not an idempotent producer: one refused batch would poison it for ever, and it never gives a batch up. A report that
+    is written twice changes nothing, as it names its run, or its origin.
+    """
 
     def __init__(self, topics: Topics, client: Mapping[str, Any]) -> None:
         self._topics, self._client = topics, client
         self._producer: AIOKafkaProducer | None = None
 
     async def start(self) -> None:
-        self._producer = AIOKafkaProducer(**self._client, enable_idempotence=True, linger_ms=0)
+        self._producer = AIOKafkaProducer(**self._client, acks="all", linger_ms=0)
         await self._producer.start()
 
     async def stop(self) -> None:
