@@ -52,6 +52,7 @@ class SkaldsApp(faust.App):  # type: ignore[misc]  # faust has no types
             partitions=settings.kafka_topic_partitions,
             key_type=bytes,
             value_type=bytes,
+            help="task → what is wanted of it and which skald holds it",
             changelog_topic=self._raw_topic(self.runtime.topics.changelog),
         )
         self.table.attach(self.runtime.journals)

@@ -12,6 +12,7 @@ def register(app: Any, topic: Any, offer: Offer) -> Any:
 
     @app.agent(topic, name="skalds_streams.agents.assign")  # type: ignore[untyped-decorator]  # faust has no types
     async def assign(stream: Any) -> None:
+        """Start tasks and bring running ones in line."""
         await hand_over(stream, offer)
 
     return assign

@@ -12,6 +12,7 @@ def register(app: Any, topic: Any, offer: Offer) -> Any:
 
     @app.agent(topic, name="skalds_streams.agents.cancel")  # type: ignore[untyped-decorator]  # faust has no types
     async def cancel(stream: Any) -> None:
+        """End tasks."""
         await hand_over(stream, offer)
 
     return cancel

@@ -12,6 +12,7 @@ def register(app: Any, topic: Any, offer: Offer) -> Any:
 
     @app.agent(topic, name="skalds_streams.agents.report")  # type: ignore[untyped-decorator]  # faust has no types
     async def report(stream: Any) -> None:
+        """What skalds say of their runs, and what coordinators find due."""
         await hand_over(stream, offer)
 
     return report

@@ -12,6 +12,7 @@ def register(app: Any, topic: Any, offer: Offer) -> Any:
 
     @app.agent(topic, name="skalds_streams.agents.update_attachment")  # type: ignore[untyped-decorator]  # faust has no types
     async def update_attachment(stream: Any) -> None:
+        """Change parameters while a task runs."""
         await hand_over(stream, offer)
 
     return update_attachment

@@ -11,10 +11,12 @@ import os
 import shutil
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 
 import click
+from dotenv import dotenv_values
 from rich.console import Console
 from rich.panel import Panel
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
@@ -64,15 +66,16 @@ def dev(data_dir: Path, port: int, examples: bool) -> None:
 
 def _run(console: Console, data_dir: Path, port: int, examples: bool) -> None:
     data_dir.mkdir(parents=True, exist_ok=True)
+    given = _given()
     cluster: DevCluster | None = None
     worker: DevWorker | None = None
     try:
         with _progress(console) as progress:
             shown = _Shown(progress)
-            cluster = _cluster(data_dir, shown)
+            cluster = _cluster(given, data_dir, shown)
             cluster.start()
             shown.phase("Skald")
-            worker = DevWorker(data_dir, _environment(cluster, data_dir, _page_port(console, port)))
+            worker = DevWorker(data_dir, _environment(given, cluster, data_dir, _page_port(console, port)))
             worker.start()
             worker.wait_ready()
             if examples:
@@ -93,11 +96,11 @@ def _run(console: Console, data_dir: Path, port: int, examples: bool) -> None:
             cluster.stop()
 
 
-def _cluster(data_dir: Path, shown: _Shown) -> DevCluster:
+def _cluster(given: Mapping[str, str], data_dir: Path, shown: _Shown) -> DevCluster:
     return DevCluster(
         data_dir / "cluster",
-        with_kafka=not os.environ.get("KAFKA_HOST"),
-        with_redis=not os.environ.get("REDIS_HOST"),
+        with_kafka=not given.get("KAFKA_HOST"),
+        with_redis=not given.get("REDIS_HOST"),
         on_progress=shown,
     )
 
@@ -177,21 +180,25 @@ def _page_port(console: Console, wanted: int) -> int:
     return got
 
 
-def _environment(cluster: DevCluster, data_dir: Path, port: int) -> dict[str, str]:
+def _given() -> dict[str, str]:
+    """What the user has set: the environment, and `.env` where that says nothing."""
+    from_file = {name: value for name, value in dotenv_values(".env").items() if value is not None}
+    return {**from_file, **os.environ}
+
+
+def _environment(given: Mapping[str, str], cluster: DevCluster, data_dir: Path, port: int) -> dict[str, str]:
     ours = {
-        "KAFKA_HOST": cluster.kafka_host if not os.environ.get("KAFKA_HOST") else os.environ["KAFKA_HOST"],
-        "REDIS_HOST": cluster.redis_host if not os.environ.get("REDIS_HOST") else os.environ["REDIS_HOST"],
         "SKALDS_WEB_PORT": str(port),
         "SKALDS_DATA_DIR": str(data_dir / "skald"),
-        "PYTHONPATH": os.pathsep.join(filter(None, (os.getcwd(), os.environ.get("PYTHONPATH")))),
+        "PYTHONPATH": os.pathsep.join(filter(None, (os.getcwd(), given.get("PYTHONPATH")))),
         "PYTHONUNBUFFERED": "1",
     }
-    if not os.environ.get("KAFKA_HOST"):
-        ours["KAFKA_PORT"] = str(cluster.kafka_port)
-    if not os.environ.get("REDIS_HOST"):
-        ours["REDIS_PORT"] = str(cluster.redis_port)
+    if not given.get("KAFKA_HOST"):
+        ours |= {"KAFKA_HOST": cluster.kafka_host, "KAFKA_PORT": str(cluster.kafka_port)}
+    if not given.get("REDIS_HOST"):
+        ours |= {"REDIS_HOST": cluster.redis_host, "REDIS_PORT": str(cluster.redis_port)}
     defaults = {"SKALD_ID": "skald-1", "SKALDS_WORKERS": "examples.workers", "KAFKA_REPLICATION_FACTOR": "1"}
-    return {**defaults, **os.environ, **ours}
+    return {**defaults, **given, **ours}
 
 
 def _greeting(worker: DevWorker) -> Panel:

@@ -21,7 +21,7 @@ from skalds_streams.core.row import Row
 from skalds_streams.errors import SkaldsError, WireError
 from skalds_streams.model.changelog import ChangelogState
 from skalds_streams.model.record import Record
-from skalds_streams.proxy.client import client_options
+from skalds_streams.proxy.client import client_options, record_of
 from skalds_streams.replay.reader import (
     LogReader,
     Place,
@@ -29,7 +29,6 @@ from skalds_streams.replay.reader import (
     check_counts,
     open_consumer,
     partition_counts,
-    record_of,
     translated_errors,
 )
 from skalds_streams.replay.recording import Entry, read_entry

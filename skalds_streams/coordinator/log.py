@@ -23,6 +23,7 @@ from skalds_streams.core.row import Row
 from skalds_streams.errors import FencedError, JournalError, TopicRecreatedError
 from skalds_streams.model.changelog import ChangelogState
 from skalds_streams.model.codec import Positions
+from skalds_streams.proxy.client import log_consumer
 from skalds_streams.topics import Topics
 
 TRANSACTION_TIMEOUT_MS = 10_000
@@ -83,13 +84,7 @@ class PartitionLog:
 
     async def _read(self) -> Recovered:
         tp = TopicPartition(self._topics.changelog, self.partition)
-        consumer = AIOKafkaConsumer(
-            **self._client,
-            group_id=None,
-            isolation_level="read_committed",
-            enable_auto_commit=False,
-            auto_offset_reset="earliest",
-        )
+        consumer = log_consumer(self._client)
         await consumer.start()
         try:
             consumer.assign([tp])

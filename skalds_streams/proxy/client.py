@@ -6,11 +6,14 @@ address, security, and the one tuning that has no public option.
 from __future__ import annotations
 
 import ssl
+from collections.abc import Mapping
 from typing import Any
 
+from aiokafka import AIOKafkaConsumer
 from aiokafka.consumer.fetcher import Fetcher
 
 from skalds_streams.errors import KafkaError
+from skalds_streams.model.record import Record
 from skalds_streams.settings import Settings
 
 PREFETCH_BACKOFF_S = 0.005
@@ -45,6 +48,26 @@ def security_options(settings: Settings) -> dict[str, Any]:
         "sasl_plain_username": settings.kafka_username,
         "sasl_plain_password": settings.kafka_password.get_secret_value(),
     }
+
+
+def log_consumer(client: Mapping[str, Any], *, committed: bool = True, **more: Any) -> AIOKafkaConsumer:
+    """A consumer that reads partitions as a log: no group, nothing committed, from the beginning unless it is sought.
+
+    committed: only records of committed transactions. more: further arguments of AIOKafkaConsumer. Not started.
+    """
+    return AIOKafkaConsumer(
+        **client,
+        group_id=None,
+        isolation_level="read_committed" if committed else "read_uncommitted",
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+        **more,
+    )
+
+
+def record_of(item: Any) -> Record:
+    """A record of the client library as ours."""
+    return Record(item.topic, item.partition, item.offset, item.key, item.value, item.timestamp, item.headers)
 
 
 def tune_consumers() -> None:

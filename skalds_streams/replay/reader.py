@@ -19,6 +19,7 @@ from aiokafka.errors import KafkaError as ClientError
 
 from skalds_streams.errors import KafkaError, TopicError, UnreachableError
 from skalds_streams.model.record import Record
+from skalds_streams.proxy.client import log_consumer, record_of
 
 POLL_MS = 50
 FETCH_WAIT_MS = 100
@@ -85,14 +86,8 @@ async def open_consumer(client: Mapping[str, Any], *, committed: bool = True) ->
 
     committed=False: its end offsets count what an open transaction has written, too.
     """
-    consumer = AIOKafkaConsumer(
-        **client,
-        group_id=None,
-        isolation_level="read_committed" if committed else "read_uncommitted",
-        enable_auto_commit=False,
-        auto_offset_reset="earliest",
-        retry_backoff_ms=RETRY_BACKOFF_MS,
-        fetch_max_wait_ms=FETCH_WAIT_MS,
+    consumer = log_consumer(
+        client, committed=committed, retry_backoff_ms=RETRY_BACKOFF_MS, fetch_max_wait_ms=FETCH_WAIT_MS
     )
     with translated_errors(client):
         try:
@@ -173,8 +168,3 @@ async def open_reader(client: Mapping[str, Any]) -> AsyncIterator[LogReader]:
 async def _ends(consumer: AIOKafkaConsumer, places: Collection[Place]) -> dict[Place, int]:
     found = await consumer.end_offsets([TopicPartition(*place) for place in places])
     return {(tp.topic, tp.partition): offset for tp, offset in found.items()}
-
-
-def record_of(item: Any) -> Record:
-    """A record of the client library as ours."""
-    return Record(item.topic, item.partition, item.offset, item.key, item.value, item.timestamp, item.headers)

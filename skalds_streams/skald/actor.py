@@ -63,9 +63,28 @@ class Actor:
         """Newer parameters for the running worker; answered by Applied or Refused."""
         self._row, self._version = row, row.attachments_version
         if self._host is not None:
-            await self._host.update(row.attachments_version, _plain(row.attachments))
+            await self._send(self._host)
+
+    async def _send(self, host: Host) -> None:
+        version = self._version
+        try:
+            await host.update(version, _plain(self._row.attachments))
+        except HostError as error:
+            self._reporter.say(
+                "Refused", self.task_id, self.epoch, version=version, error=_error("HostError", str(error))
+            )
 
     async def run(self) -> None:
+        """From start to end. Whatever is raised here, no host is left behind."""
+        try:
+            await self._run()
+        except BaseException:
+            if self._host is not None:
+                self._host.kill()
+                await asyncio.shield(self._host.wait_ended())
+            raise
+
+    async def _run(self) -> None:
         if self._stop_reason is not None:
             self._say_end(None)
             return
@@ -86,7 +105,7 @@ class Actor:
             )
             return
         if self._version != started_with:
-            await self._host.update(self._version, _plain(self._row.attachments))
+            await self._send(self._host)
         self._say_end(await self._until_ended(self._host))
 
     async def _until_ended(self, host: Host) -> ExitInfo:

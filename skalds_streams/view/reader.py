@@ -15,6 +15,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError as ClientError
 
 from skalds_streams.model.record import Record
+from skalds_streams.proxy.client import log_consumer, record_of
 
 AGAIN_S = 1.0
 POLL_MS = 1_000
@@ -53,13 +54,7 @@ class TopicReader:
                 await asyncio.sleep(AGAIN_S)
 
     async def _read(self) -> None:
-        consumer = AIOKafkaConsumer(
-            **self._client,
-            group_id=None,
-            isolation_level="read_committed",
-            enable_auto_commit=False,
-            auto_offset_reset="earliest",
-        )
+        consumer = log_consumer(self._client)
         await consumer.start()
         try:
             consumer.assign(self._tps)
@@ -74,7 +69,7 @@ class TopicReader:
                     self.caught_up.set()
                 wait_ms = POLL_MS if self.caught_up.is_set() else 20
                 for tp, records in (await consumer.getmany(timeout_ms=wait_ms)).items():
-                    self._on_records([_record(item) for item in records])
+                    self._on_records([record_of(item) for item in records])
                     self._next[tp] = records[-1].offset + 1
         finally:
             await consumer.stop()
@@ -84,7 +79,3 @@ class TopicReader:
             if await consumer.position(tp) < end:
                 return False
         return True
-
-
-def _record(item: Any) -> Record:
-    return Record(item.topic, item.partition, item.offset, item.key, item.value, item.timestamp, item.headers)

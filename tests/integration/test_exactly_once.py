@@ -88,8 +88,11 @@ class Progress:
     @property
     def applied(self) -> int:
         """Commands applied. Nothing but whole records is on these topics, so offsets count."""
+        return sum(self.by_partition())
+
+    def by_partition(self) -> list[int]:
         commands = (self._topics.assign, self._topics.cancel, self._topics.update)
-        return sum(offset + 1 for (topic, _), offset in self.positions.items() if topic in commands)
+        return [sum(self.positions.get((topic, number), -1) + 1 for topic in commands) for number in range(PARTITIONS)]
 
     async def read_to_the_end(self) -> None:
         """Until all that is committed now was read."""
@@ -182,25 +185,27 @@ async def _until(progress: Progress, condition: Any, what: str) -> None:
 
 
 async def _some_progress(stream: Stream, progress: Progress) -> None:
-    begun = progress.applied
+    begun = progress.by_partition()
+
+    def is_in_mid_stream() -> bool:
+        gained = [now - before for now, before in zip(progress.by_partition(), begun, strict=True)]
+        return min(gained) > 0 and sum(gained) >= PROGRESS_LEAST and stream.unapplied >= BACKLOG_LEAST
+
     await _until(
         progress,
-        lambda: progress.applied >= begun + PROGRESS_LEAST and stream.unapplied >= BACKLOG_LEAST,
-        f"{PROGRESS_LEAST} inputs are applied and {BACKLOG_LEAST} wait",
+        is_in_mid_stream,
+        f"{PROGRESS_LEAST} more inputs are applied, some of each partition, and {BACKLOG_LEAST} wait",
     )
 
 
-async def _counted(node: Node, name: str) -> int:
-    """A counter of the node, from its metrics."""
+async def _metric(node: Node, name: str) -> int:
+    """One of the node's metrics; 0 when it does not answer."""
     _, text = await node.get("/metrics")
-    return next(
-        int(float(line.split()[1]))
-        for line in str(text).splitlines()
-        if line.startswith(f"skalds_journal_{name}_total ")
-    )
+    values = [line.split()[1] for line in str(text).splitlines() if line.startswith(f"{name} ")]
+    return int(float(values[0])) if values else 0
 
 
-# -- what is counted -----------------------------------------------------------------------------------------------------------
+# -- what is counted ---------------------------------------------------------------------------------------------------
 
 
 async def check_exactly_once(system: System, sent: Iterable[Sent]) -> None:
@@ -289,7 +294,7 @@ def _batches(directory: Path) -> Iterable[Any]:
             yield records.next_batch()
 
 
-# -- the tests --------------------------------------------------------------------------------------------------------------------
+# -- the tests ---------------------------------------------------------------------------------------------------------
 
 
 async def test_four_kill_9_in_mid_stream_lose_nothing_and_repeat_nothing(cluster: DevCluster, system: System) -> None:
@@ -300,19 +305,20 @@ async def test_four_kill_9_in_mid_stream_lose_nothing_and_repeat_nothing(cluster
     async with streaming(system) as (stream, progress):
         for _ in range(KILLS):
             await _some_progress(stream, progress)
-            skipped += await _counted(node, "skipped")
+            skipped += await _metric(node, "skalds_journal_skipped_total")
             node.kill()
             sent = len(stream.acknowledged)
             await progress.read_to_the_end()
-            assert 0 < progress.applied < sent, "killed in mid-stream"
+            assert 0 < progress.applied < sent, "nothing was left to do"
             node.start()
         await node.ready()
+        await _some_progress(stream, progress)
         await _until(progress, lambda: len(stream.acknowledged) >= EVENTS_LEAST, f"{EVENTS_LEAST} inputs are sent")
-    skipped += await _counted(node, "skipped")
+    skipped += await _metric(node, "skalds_journal_skipped_total")
     assert skipped > 0, "nothing was redelivered: the kills struck no open work"
     await check_exactly_once(system, stream.acknowledged)
     for partition, epochs in check_writers(cluster, system).items():
-        assert len(epochs) == KILLS + 1, f"partition {partition} was written in {len(epochs)} lives"
+        assert len(epochs) > KILLS, f"partition {partition} was written in {len(epochs)} lives"
     assert await node.stop() == 0
 
 
@@ -332,12 +338,18 @@ async def test_an_owner_that_stands_still_is_succeeded_and_fenced_when_it_wakes(
             await _some_progress(stream, progress)
         finally:
             os.kill(first.process.pid, signal.SIGCONT)
+        await until(lambda: "journal.not_ours" in first.log(), "the first is told that it is no owner any more")
+        await until(lambda: _share(first, second), "both own a part of the partitions")
         await first.ready()
         await _some_progress(stream, progress)
     await check_exactly_once(system, stream.acknowledged)
     for partition, epochs in check_writers(cluster, system).items():
         assert len(epochs) >= 2, f"partition {partition} had no successor"
-    assert "journal.fenced" in first.log()
-    print(check_writers(cluster, system), len(stream.acknowledged))
+    assert "journal.fenced" in first.log() or "journal.outcome_unknown" in first.log(), "it had nothing to write"
     assert await second.stop() == 0
     assert await first.stop() == 0
+
+
+async def _share(*nodes: Node) -> bool:
+    owned = [await _metric(node, "skalds_journals_open") for node in nodes]
+    return all(owned) and sum(owned) == PARTITIONS
