@@ -106,9 +106,8 @@ class SkaldsApp(faust.App):  # type: ignore[misc]  # faust has no types
         self.loop.create_task(self.crash(error))
 
     def _refuse(self, error: SkaldsError) -> None:
-        """A clear sentence instead of a traceback, and exit code 1:
-
-        nothing has been started that needs an orderly stop.
+        """A clear sentence instead of a traceback, and exit code 1: nothing has been started that needs an orderly
+        stop.
         """
         _complain(error)
         os._exit(EXIT_REFUSED)

@@ -64,7 +64,9 @@ class Runtime:
         self.view = ClusterView(self.topics, self._client)
         self._sender = ReportSender(self.topics, self._client)
         self.journals = Journals(self._journal_context(GroupQuestion(consumer)), self._new_log, on_fatal)
-        self._timer = DueTimer(self.journals, self.view.members, self._sender, wall_ms)
+        self._timer = DueTimer(
+            self.journals, self.view.members, self._sender, wall_ms, retention_ms=settings.terminal_retention_ms
+        )
         self.view.on_members(self._timer.wake)
         self.identity: Identity | None = None
         self._pool: HostPool | None = None

@@ -95,9 +95,8 @@ class Settings(BaseSettings):
 
     @classmethod
     def load(cls, **overrides: object) -> Settings:
-        """Read environment and `.env`;
-
-        `overrides` win. Raises ConfigError naming each wrong setting and never its value.
+        """Read environment and `.env`; `overrides` win. Raises ConfigError naming each wrong setting and never its
+        value.
         """
         try:
             return cls(**overrides)  # type: ignore[arg-type]  # pydantic checks them

@@ -41,10 +41,7 @@ class WorkerDied(Exception):
 
 
 class DevWorker:
-    """One `faust -A skalds_streams worker` in a session of its own:
-
-    the terminal's Ctrl-C does not reach it directly.
-    """
+    """One `faust -A skalds_streams worker` in a session of its own: the terminal's Ctrl-C does not reach it."""
 
     def __init__(self, data_dir: Path, environment: dict[str, str]) -> None:
         self.environment = environment

@@ -8,7 +8,7 @@ here.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -50,10 +50,13 @@ class Secrecy:
 class Staged:
     """What one batch wants to write.
 
-    `rows`: changed rows; `forwards`: (task id, document) to be sent and awaited before the commit.
+    `rows`: changed rows, None for one that is forgotten; `forwards`: (task id, document) to be sent and awaited before
+    the commit; floors: what new rows start above from now on.
     """
 
-    rows: dict[str, Row] = field(default_factory=dict)
+    rows: dict[str, Row | None] = field(default_factory=dict)
+    epoch_floor: int = 0
+    revision_floor: int = 0
     history: list[tuple[Row, int]] = field(default_factory=list)
     deadletters: list[Output] = field(default_factory=list)
     forwards: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
@@ -112,7 +115,7 @@ class Stager:
 
     def _understand(self, record: Record) -> None:
         parsed = parse(record, self._topics, self._limits)
-        changed: dict[str, Row] = {}
+        changed: dict[str, Row | None] = {}
         history: list[tuple[Row, int]] = []
         ignored = 0
         for event in parsed.events:
@@ -120,7 +123,9 @@ class Stager:
             if decision.row is None:
                 ignored += 1
                 continue
-            changed[event.task_id] = decision.row
+            changed[event.task_id] = None if decision.forget else decision.row
+            if decision.forget:
+                self._raise_floors(decision.row)
             offset = -1
             if decision.choice is not None:
                 offset = decision.choice.members_offset
@@ -131,9 +136,21 @@ class Stager:
         self.staged.forwards += parsed.forwards
         self.staged.ignored += ignored
 
-    def _decide(self, event: Event, changed: Mapping[str, Row]) -> core.Decision:
-        task_id = event.task_id
-        row = changed.get(task_id) or self.staged.rows.get(task_id) or self._rows.get(task_id)
+    def _row(self, task_id: str, changed: Mapping[str, Row | None]) -> Row | None:
+        for rows in (changed, self.staged.rows):
+            if task_id in rows:
+                return rows[task_id]
+        return self._rows.get(task_id)
+
+    def _raise_floors(self, forgotten: Row) -> None:
+        """A user's fencing token must never go back: whoever comes next under this id starts above."""
+        context = self._context
+        epoch, revision = max(context.epoch_floor, forgotten.epoch), max(context.revision_floor, forgotten.revision)
+        self._context = replace(context, epoch_floor=epoch, revision_floor=revision)
+        self.staged.epoch_floor, self.staged.revision_floor = epoch, revision
+
+    def _decide(self, event: Event, changed: Mapping[str, Row | None]) -> core.Decision:
+        row = self._row(event.task_id, changed)
         decision = core.decide(row, event, self._context)
         if decision.row is not None:
             check_step(row, decision.row)
@@ -160,7 +177,10 @@ def deadletter(record: Record, reason: str, topics: Topics) -> Output:
 
 def outputs(staged: Staged, positions: Positions, topics: Topics, secrecy: Secrecy) -> list[Output]:
     """Everything that the transaction writes, the positions last."""
-    written = [Output(topics.changelog, task_id.encode(), encode_row(row)) for task_id, row in staged.rows.items()]
+    written = [
+        Output(topics.changelog, task_id.encode(), encode_row(row) if row is not None else None)
+        for task_id, row in staged.rows.items()
+    ]
     for row, members_offset in staged.history:
         doc = history_doc(row, words=secrecy.words, digest_key=secrecy.digest_key, members_offset=members_offset)
         written.append(Output(topics.history, row.task_id.encode(), orjson.dumps(doc)))
@@ -171,4 +191,8 @@ def outputs(staged: Staged, positions: Positions, topics: Topics, secrecy: Secre
 
 def advanced(positions: Positions, staged: Staged) -> Positions:
     """The positions once the batch is committed."""
-    return Positions({**positions.offsets, **staged.offsets}, positions.epoch_floor, positions.revision_floor)
+    return Positions(
+        {**positions.offsets, **staged.offsets},
+        max(positions.epoch_floor, staged.epoch_floor),
+        max(positions.revision_floor, staged.revision_floor),
+    )

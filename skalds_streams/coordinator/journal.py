@@ -101,9 +101,8 @@ class Journal:
         self._closed = False
 
     async def offer(self, delivery: Delivery) -> None:
-        """Hand over a delivery;
-
-        waits while the queue is full. Dropped when the journal is closed: the next owner gets it.
+        """Hand over a delivery; waits while the queue is full. Dropped when the journal is closed: the next owner gets
+        it.
         """
         if not self._closed:
             await self._queue.put(delivery)
@@ -188,9 +187,8 @@ class Journal:
         self._count(staged, len(deliveries))
 
     def _suspect(self, batch: int, error: ClientError) -> None:
-        """A write was refused, not lost:
-
-        after some tries halve the batch until the one record that can't be written is found.
+        """A write was refused, not lost: after some tries halve the batch until the one record that can't be written
+        is found.
         """
         if error.retriable:
             return
@@ -244,7 +242,11 @@ class Journal:
             await context.forwarder.send_reports(staged.forwards)
         positions = advanced(self.positions, staged)
         await self._log.write(outputs(staged, positions, context.topics, context.secrecy))
-        self.rows.update(staged.rows)
+        for task_id, row in staged.rows.items():
+            if row is None:
+                self.rows.pop(task_id, None)
+            else:
+                self.rows[task_id] = row
         self.positions = positions
 
     def _count(self, staged: Staged, events: int) -> None:

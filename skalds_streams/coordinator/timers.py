@@ -6,16 +6,16 @@ The same thing is not written again while its answer may still be on its way; if
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
 import structlog
 from aiokafka.errors import KafkaError as ClientError
 
-from skalds_streams.coordinator.journal import Forwarder
+from skalds_streams.coordinator.journal import Forwarder, Journal
 from skalds_streams.coordinator.journals import Journals
-from skalds_streams.core.due import Due, find_due
+from skalds_streams.core.due import RETENTION_MS, Due, find_due
 from skalds_streams.core.membership import Members
 
 PERIOD_S = 1.0
@@ -28,7 +28,17 @@ log = structlog.get_logger(__name__)
 class DueTimer:
     """The loop over this process's rows."""
 
-    def __init__(self, journals: Journals, members: Members, forwarder: Forwarder, now_ms: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        journals: Journals,
+        members: Members,
+        forwarder: Forwarder,
+        now_ms: Callable[[], int],
+        *,
+        retention_ms: int = RETENTION_MS,
+    ) -> None:
+        """retention_ms: how long a row outlives its task's end."""
+        self._retention_ms = retention_ms
         self._journals, self._members, self._forwarder, self._now_ms = journals, members, forwarder, now_ms
         self._said: dict[tuple[str, str, int, int], int] = {}
         self._wake = asyncio.Event()
@@ -50,6 +60,9 @@ class DueTimer:
             except (ClientError, TimeoutError, OSError) as error:
                 log.warning("timers.not_written", error=repr(error))
 
+    def _due(self, journal: Journal, now_ms: int) -> Iterator[Due]:
+        return find_due(list(journal.rows.values()), self._members, journal.load, now_ms, self._retention_ms)
+
     async def _look(self) -> None:
         now_ms = self._now_ms()
         self._said = {key: at_ms for key, at_ms in self._said.items() if now_ms - at_ms < AGAIN_MS}
@@ -57,8 +70,8 @@ class DueTimer:
         for journal in self._journals:
             if not journal.opened.is_set():
                 continue
-            for due in find_due(list(journal.rows.values()), self._members, journal.load, now_ms):
-                key = (due.kind, due.task_id, due.epoch, due.attempt)
+            for due in self._due(journal, now_ms):
+                key = (due.kind, due.task_id, due.epoch, due.attempt + due.revision)
                 if key not in self._said and len(docs) < MOST_AT_ONCE:
                     self._said[key] = now_ms
                     docs.append((due.task_id, _document(due, now_ms)))
@@ -74,6 +87,8 @@ def _document(due: Due, now_ms: int) -> dict[str, Any]:
         "epoch": due.epoch,
         "incarnation": due.incarnation,
         "attempt": due.attempt,
+        "revision": due.revision,
+        "deadline_at_ms": due.deadline_at_ms,
         "reason": due.reason,
         "at_ms": now_ms,
     }

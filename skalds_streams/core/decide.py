@@ -25,15 +25,18 @@ from skalds_streams.core.transitions import Step, step
 
 UNANSWERED_MOST = 8
 """Updates of one task that can be under way and still be undone by a refusal."""
+AHEAD_MS = 50
+"""How far ahead of ours a broker's clock may be. A time beyond counts as now; clamping all would make ties of an order
+that is known."""
+FORGOTTEN = "forgotten: ended longer ago than the retention"
 NOTHING_CHANGED = "already so: nothing changed"
 """Note of a row whose cause asked for what was so already: recorded, as every command is."""
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a decision may know beside the row:
-
-    the batch's time, where a task would go, and what was ever used in the partition.
+    """What a decision may know beside the row: the batch's time, where a task would go, and what was ever used in the
+    partition.
     """
 
     now_ms: int
@@ -44,14 +47,15 @@ class Context:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """`row` is the new row, or None when nothing changes;
+    """`row` is the new row, or None when nothing changes; then `ignored` says why.
 
-    then `ignored` says why. `choice` is set when the task was placed.
+    `choice` is set when the task was placed. forget: the row leaves the table; `row` is its last state, for history.
     """
 
     row: Row | None = None
     ignored: str | None = None
     choice: Choice | None = None
+    forget: bool = False
 
 
 def decide(row: Row | None, event: events.Event, context: Context) -> Decision:
@@ -65,6 +69,10 @@ def decide(row: Row | None, event: events.Event, context: Context) -> Decision:
         return Decision(ignored="unknown task")
     elif isinstance(event, events.Retry):
         changed = _retry(row, event, context)
+    elif isinstance(event, events.Deadline):
+        changed = _deadline(row, event, context)
+    elif isinstance(event, events.Expired):
+        changed = _expired(row, event)
     else:
         changed = _report(row, event, context)
     if isinstance(changed, str):
@@ -75,7 +83,9 @@ def decide(row: Row | None, event: events.Event, context: Context) -> Decision:
             return Decision(ignored="changes nothing")
         placed = replace(placed, note=NOTHING_CHANGED)
     return Decision(
-        replace(placed, revision=placed.revision + 1, why=event.cause, updated_at_ms=context.now_ms), choice=choice
+        replace(placed, revision=placed.revision + 1, why=event.cause, updated_at_ms=context.now_ms),
+        choice=choice,
+        forget=isinstance(event, events.Expired),
     )
 
 
@@ -98,16 +108,21 @@ def _command(row: Row, event: events.Command, context: Context) -> Row | str:
 
 
 def _time_of(cause: Cause, register_ms: int, context: Context) -> int:
-    """The time an event counts with: never ahead of our clock, never before what its topic already applied."""
-    return max(min(cause.at_ms, context.now_ms), register_ms)
+    """The time an event counts with: not ahead of our clock, never before what its topic already applied."""
+    return max(_sent_at(cause, context), register_ms)
+
+
+def _sent_at(cause: Cause, context: Context) -> int:
+    return max(cause.at_ms if cause.at_ms <= context.now_ms + AHEAD_MS else context.now_ms, 0)
 
 
 def _assign(row: Row, event: events.Assign, context: Context) -> Row:
+    if event.origin is not None and _sent_at(event.cause, context) < row.assign_at_ms:
+        return replace(row, note=f"superseded by assign at {row.assign_at_ms}")
     at_ms = _time_of(event.cause, row.assign_at_ms, context)
-    row = replace(row, assign_at_ms=at_ms)
+    described = _described(replace(row, assign_at_ms=at_ms), event.spec, at_ms)
     if at_ms <= row.cancel_at_ms:
-        return replace(row, note=f"superseded by cancel at {row.cancel_at_ms}")
-    described = _described(row, event.spec, at_ms)
+        return replace(described, note=f"superseded by cancel at {row.cancel_at_ms}")
     release = event.release or _needs_release(row, described)
     if event.then is Wanted.PAUSE:
         return _pause(described)
@@ -133,11 +148,16 @@ def _needs_release(row: Row, described: Row) -> Release | None:
 def _described(row: Row, spec: events.TaskSpec, at_ms: int) -> Row:
     changes: dict[str, Any] = {
         name: value
-        for name in ("class_name", "recipient", "requires", "weight", "priority", "max_restarts")
+        for name in ("class_name", "recipient", "requires", "weight", "priority", "max_restarts", "deadline_at_ms")
         if (value := getattr(spec, name)) is not None
     }
-    if spec.attachments is not None and at_ms >= row.update_at_ms:
-        changes |= _parameters(row, dict(spec.attachments), at_ms)
+    if spec.deadline_at_ms is None and row.deadline_at_ms <= at_ms:
+        changes["deadline_at_ms"] = 0  # one that has passed was for the former assign
+    if spec.attachments is not None:
+        if at_ms >= row.update_at_ms:
+            changes |= _parameters(row, dict(spec.attachments), at_ms)
+        else:
+            changes["note"] = f"its attachments are superseded by update at {row.update_at_ms}"
     return replace(row, **changes)
 
 
@@ -189,10 +209,10 @@ def _cancelled(row: Row, context: Context) -> Row:
 
 
 def _update(row: Row, event: events.Update, context: Context) -> Row:
-    at_ms = max(min(event.cause.at_ms, context.now_ms), 0)
-    if event.origin is not None and at_ms < row.update_at_ms:
-        return replace(row, note=f"superseded by update at {row.update_at_ms}")
-    at_ms = max(at_ms, row.update_at_ms)
+    by_assign = row.update_at_ms == row.assign_at_ms
+    if (by_assign or event.origin is not None) and _sent_at(event.cause, context) < row.update_at_ms:
+        return replace(row, note=f"superseded by {'assign' if by_assign else 'update'} at {row.update_at_ms}")
+    at_ms = _time_of(event.cause, row.update_at_ms, context)
     new = merge_patch(row.attachments or {}, event.attachments) if event.merge else event.attachments
     return replace(row, **_parameters(row, dict(new), at_ms))
 
@@ -281,6 +301,10 @@ def _lost(row: Row, event: events.Lost, context: Context) -> Row:
 
 
 def _finished(row: Row, event: events.Finished, context: Context) -> Row:
+    if (
+        row.wanted is Wanted.RUN and row.release is Release.RESTART
+    ):  # another run was asked for; this was the former's end
+        return replace(_freed(row), status=step(row.status, Step.FREE))
     return replace(_freed(row), status=step(row.status, Step.FINISH), error=None, attempt=0)
 
 
@@ -289,7 +313,7 @@ def _failed(row: Row, event: events.Failed, context: Context) -> Row:
     settled = _settled(row, context)
     if settled is not None:
         return settled
-    if row.release is not None and event.retryable:
+    if row.release is Release.RESTART or (row.release is not None and event.retryable):
         return replace(_freed(row), status=step(row.status, Step.FREE))
     attempt = attempts_after_crash(row.attempt, row.running_since_ms, context.now_ms)
     if not event.retryable or (row.max_restarts is not None and attempt > row.max_restarts):
@@ -313,6 +337,19 @@ def _retry(row: Row, event: events.Retry, context: Context) -> Row | str:
     if not row.is_waiting or (row.epoch, row.attempt) != (event.epoch, event.attempt):
         return "not waiting for this"
     return replace(row, retry_at_ms=0, note=None)
+
+
+def _deadline(row: Row, event: events.Deadline, context: Context) -> Row | str:
+    if row.is_terminal or row.wanted is Wanted.CANCEL or row.deadline_at_ms != event.at_ms:
+        return "no such deadline"
+    row = replace(row, wanted=Wanted.CANCEL, release=None, note=f"deadline at {event.at_ms} has passed")
+    return row if row.holder is not None else _cancelled(row, context)
+
+
+def _expired(row: Row, event: events.Expired) -> Row | str:
+    if not row.is_terminal or row.revision != event.revision:
+        return "has changed since"
+    return replace(row, note=FORGOTTEN)
 
 
 # -- placement

@@ -13,25 +13,37 @@ from typing import Literal
 
 from skalds_streams.core.membership import Members
 from skalds_streams.core.placement import Load, choose
-from skalds_streams.core.row import Row
+from skalds_streams.core.row import Row, Wanted
+
+RETENTION_MS = 7 * 24 * 3600 * 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Due:
     """One thing that is due for one row, as it stood when it was looked at."""
 
-    kind: Literal["Lost", "Retry"]
+    kind: Literal["Lost", "Retry", "Deadline", "Expired"]
     task_id: str
     epoch: int
     incarnation: str
     attempt: int
     reason: str
+    revision: int = 0
+    deadline_at_ms: int = 0
 
 
-def find_due(rows: Iterable[Row], members: Members, load: Load, now_ms: int) -> Iterator[Due]:
-    """Everything that is due now, at most one thing a row."""
+def find_due(
+    rows: Iterable[Row], members: Members, load: Load, now_ms: int, retention_ms: int = RETENTION_MS
+) -> Iterator[Due]:
+    """Everything that is due now, at most one thing a row. retention_ms: how long a row outlives its task's end."""
     for row in rows:
-        if row.holder is not None:
+        if row.is_terminal:
+            if row.updated_at_ms + retention_ms <= now_ms:
+                yield Due("Expired", row.task_id, row.epoch, "", row.attempt, "retention is over", row.revision)
+        elif 0 < row.deadline_at_ms <= now_ms and row.wanted is not Wanted.CANCEL:
+            at_ms = row.deadline_at_ms
+            yield Due("Deadline", row.task_id, row.epoch, "", row.attempt, "deadline has passed", 0, at_ms)
+        elif row.holder is not None:
             if members.is_dead(row.holder.incarnation):
                 reason = f"{row.holder.skald_id}: {members.why_dead(row.holder.incarnation)}"
                 yield Due("Lost", row.task_id, row.holder.epoch, row.holder.incarnation, row.attempt, reason)

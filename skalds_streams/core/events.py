@@ -24,6 +24,7 @@ class TaskSpec:
     weight: int | None = None
     priority: int | None = None
     max_restarts: int | None = None
+    deadline_at_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,4 +130,36 @@ class Retry:
     attempt: int
 
 
-Event = Assign | Cancel | Update | Running | Applied | Refused | Stopped | Finished | Failed | Lost | Retry
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """The task's deadline has passed. Written by a coordinator; `at_ms` is the deadline that it saw."""
+
+    task_id: str
+    cause: Cause
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Expired:
+    """A task that ended long ago may be forgotten. Written by a coordinator; `revision` is the row that it saw."""
+
+    task_id: str
+    cause: Cause
+    revision: int
+
+
+Event = (
+    Assign
+    | Cancel
+    | Update
+    | Running
+    | Applied
+    | Refused
+    | Stopped
+    | Finished
+    | Failed
+    | Lost
+    | Retry
+    | Deadline
+    | Expired
+)

@@ -29,9 +29,8 @@ class Choice:
 
 
 class Load:
-    """Placements that heartbeats can't show yet:
-
-    those made since a member's last beat was seen. One object a partition.
+    """Placements that heartbeats can't show yet: those made since a member's last beat was seen. One object a
+    partition.
     """
 
     def __init__(self) -> None:

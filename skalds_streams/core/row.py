@@ -101,10 +101,13 @@ class Row:
     assign_at_ms: int = 0
     cancel_at_ms: int = 0
     update_at_ms: int = 0
+    """Time of the parameters. Equal to `assign_at_ms` when the last assign brought them."""
     cancel_applied_at_ms: int = 0
     attempt: int = 0
     """Crashes since the last stable minute."""
     retry_at_ms: int = 0
+    deadline_at_ms: int = 0
+    """When a task that still runs or waits is cancelled."""
     running_since_ms: int = 0
     last_skald: str | None = None
     error: Json | None = None

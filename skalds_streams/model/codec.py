@@ -170,6 +170,7 @@ def _specs(event: TaskEvent, limits: Limits) -> dict[str, events.TaskSpec]:
             weight=task.weight,
             priority=task.priority,
             max_restarts=task.max_restarts,
+            deadline_at_ms=task.deadline_date_time if "deadline_date_time" in task.model_fields_set else None,
         )
     unnamed = specs.keys() - set(event.task_ids)
     if unnamed:
@@ -199,7 +200,16 @@ def _assign(
     return events.Assign(task_id, cause, spec=spec, then=then, release=release, **origin)
 
 
-_SPEC_FIELDS = ("class_name", "attachments", "recipient", "requires", "weight", "priority", "max_restarts")
+_SPEC_FIELDS = (
+    "class_name",
+    "attachments",
+    "recipient",
+    "requires",
+    "weight",
+    "priority",
+    "max_restarts",
+    "deadline_at_ms",
+)
 
 
 def _text(text: str | None) -> str | None:
@@ -283,6 +293,10 @@ def _report(record: Record, doc: dict[str, Any], task_id: str) -> events.Event:
     cause = Cause(kind, record.topic, record.partition, record.offset, record.timestamp_ms, _text(doc.get("reason")))
     if kind == "Retry":
         return events.Retry(task_id, cause, int(doc["epoch"]), int(doc["attempt"]))
+    if kind == "Deadline":
+        return events.Deadline(task_id, cause, int(doc["deadline_at_ms"]))
+    if kind == "Expired":
+        return events.Expired(task_id, cause, int(doc["revision"]))
     more: dict[str, Any] = {}
     if kind in ("Running", "Applied", "Refused"):
         more["version"] = int(doc["version"])

@@ -34,9 +34,8 @@ def client_options(settings: Settings) -> dict[str, Any]:
 
 
 def security_options(settings: Settings) -> dict[str, Any]:
-    """SASL PLAIN when a user name is set:
-
-    over TLS for confluent.cloud, as upstream, else in plain text inside a private network.
+    """SASL PLAIN when a user name is set: over TLS for confluent.cloud, as upstream, else in plain text inside a
+    private network.
     """
     if not settings.kafka_username:
         return {}

@@ -82,9 +82,8 @@ async def _create_missing(admin: AIOKafkaAdminClient, specs: Sequence[TopicSpec]
 
 
 async def _wait_visible(admin: AIOKafkaAdminClient, specs: Sequence[TopicSpec]) -> None:
-    """A topic that was just created is not in every broker's metadata at once;
-
-    a consumer that subscribes too early never sees it.
+    """A topic that was just created is not in every broker's metadata at once; a consumer that subscribes too early
+    never sees it.
     """
     names = [spec.name for spec in specs]
     try:

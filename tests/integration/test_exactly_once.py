@@ -11,7 +11,7 @@ import os
 import random
 import signal
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +66,7 @@ class Progress:
             bootstrap_servers=system.bootstrap, group_id=None, isolation_level="read_committed"
         )
         self.positions: dict[tuple[str, int], int] = {}
+        self.fallen: list[str] = []
 
     async def run(self) -> None:
         await self._consumer.start()
@@ -82,7 +83,9 @@ class Progress:
 
     def _advance(self, partition: int, offsets: dict[str, int]) -> None:
         for topic, offset in offsets.items():
-            assert offset >= self.positions.get((topic, partition), -1), f"the position of {topic}/{partition} fell"
+            before = self.positions.get((topic, partition), -1)
+            if offset < before:
+                self.fallen.append(f"{topic}/{partition} from {before} to {offset}")
             self.positions[topic, partition] = offset
 
     @property
@@ -177,11 +180,12 @@ async def streaming(system: System) -> AsyncIterator[tuple[Stream, Progress]]:
                 await task
 
 
-async def _until(progress: Progress, condition: Any, what: str) -> None:
+async def _until(progress: Progress, condition: Callable[[], Any], what: str) -> None:
     try:
-        await until(condition, what, STALLED_S)
+        await until(lambda: progress.fallen or condition(), what, STALLED_S)
     except AssertionError as error:
         raise AssertionError(f"{error}; positions: {sorted(progress.positions.items())}") from None
+    assert progress.fallen == [], "positions that fell"
 
 
 async def _some_progress(stream: Stream, progress: Progress) -> None:

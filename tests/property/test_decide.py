@@ -1,0 +1,244 @@
+"""What must hold of decide whatever happens, in whatever order, at whatever times."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import orjson
+from hypothesis import given
+from hypothesis import strategies as st
+
+from skalds_streams.core import events
+from skalds_streams.core.decide import AHEAD_MS, Context, decide
+from skalds_streams.core.invariants import check_step
+from skalds_streams.core.placement import Choice
+from skalds_streams.core.row import NO_CAUSE, Cause, Row, Wanted
+from skalds_streams.model.changelog import ChangelogState
+from skalds_streams.model.codec import Positions, decode_positions, decode_row, encode_positions, encode_row
+from tests.property.strategies import COMMANDS, MOVES, PARAMETERS, Move
+
+HISTORIES = st.lists(MOVES, max_size=25)
+
+
+def play(moves: Sequence[Move], row: Row | None = None) -> list[Row]:
+    """Every row of a history. The invariants are checked at each step."""
+    rows: list[Row] = []
+    for offset, move in enumerate(moves):
+        decision = decide(row, move.event(row, offset), move.context())
+        assert (decision.row is None) == (decision.ignored is not None)
+        if decision.row is None:
+            continue
+        check_step(row, decision.row)
+        row = decision.row
+        rows.append(row)
+    return rows
+
+
+# -- every history
+
+
+@given(HISTORIES)
+def test_decide_never_raises_and_every_step_keeps_the_invariants(moves: list[Move]) -> None:
+    rows = play(moves)
+    for before, after in zip(rows, rows[1:], strict=False):
+        assert after.epoch >= before.epoch
+        assert after.attachments_version >= before.attachments_version
+        if after.holder is not None and after.holder != before.holder:
+            assert before.holder is None or after.epoch == before.epoch + 1
+    if rows:
+        assert rows[0].epoch >= 2, "above the partition's floor"
+        assert rows[0].revision == 8
+
+
+@given(HISTORIES)
+def test_a_task_that_waits_is_placed_as_soon_as_somebody_can_take_it(moves: list[Move]) -> None:
+    for row in play([replace(move, to=move.to or "a") for move in moves]):
+        assert not row.is_waiting or row.retry_at_ms > 0, "waits although a could take it, and no back-off runs"
+
+
+@given(HISTORIES)
+def test_a_command_that_is_not_a_copy_is_always_recorded(moves: list[Move]) -> None:
+    row: Row | None = None
+    for offset, move in enumerate(moves):
+        decision = decide(row, move.event(row, offset), move.context())
+        if move.kind in COMMANDS and decision.row is None:
+            assert decision.ignored == "forwarded twice"
+        row = decision.row or row
+
+
+@given(HISTORIES, MOVES)
+def test_a_report_of_another_run_changes_nothing(moves: list[Move], move: Move) -> None:
+    rows = play(moves)
+    row = rows[-1] if rows else None
+    if move.kind in (*COMMANDS, "retry"):
+        return
+    for other in (replace(move, mine=False), replace(move, epoch=move.epoch or -1)):
+        assert decide(row, other.event(row, 0), other.context()).row is None
+
+
+@given(HISTORIES)
+def test_a_cancelled_task_is_never_placed_again_without_an_assign(moves: list[Move]) -> None:
+    rows = play([*moves, Move("cancel", at_ms=10_000, now_ms=10_000)])
+    last = rows[-1]
+    assert last.wanted is Wanted.CANCEL
+    after = play([replace(move, kind="lost") if move.kind == "assign" else move for move in moves], last)
+    assert all(row.epoch == last.epoch and row.wanted is Wanted.CANCEL for row in after)
+
+
+@given(HISTORIES)
+def test_rows_are_the_same_after_dump_and_load(moves: list[Move]) -> None:
+    for row in play(moves):
+        assert decode_row(encode_row(row)) == row
+        state = ChangelogState()
+        assert state.apply(0, b"t", encode_row(row)) == "t"
+        assert state.rows == {"t": row}
+        assert orjson.loads(encode_row(row)) == orjson.loads(orjson.dumps(row.to_doc()))
+
+
+@given(st.dictionaries(st.text(max_size=8), st.integers(-1, 2**62)), st.integers(0, 2**31), st.integers(0, 2**31))
+def test_positions_are_the_same_after_dump_and_load(offsets: dict[str, int], epoch: int, revision: int) -> None:
+    positions = Positions(offsets, epoch, revision)
+    assert decode_positions(encode_positions(positions)) == positions
+
+
+# -- forwarded commands
+
+
+@given(HISTORIES, MOVES.filter(lambda move: move.kind in COMMANDS))
+def test_a_forwarded_command_ends_as_the_direct_one_would(moves: list[Move], move: Move) -> None:
+    """When it comes in its turn: not before what its topic has brought already."""
+    rows = play(moves)
+    row = rows[-1] if rows else None
+    latest = max((row.assign_at_ms, row.cancel_at_ms, row.update_at_ms), default=0) if row else 0
+    move = replace(move, at_ms=max(move.at_ms, latest), now_ms=max(move.now_ms, latest), origin=None)
+    direct = decide(row, move.event(row, 99), move.context()).row
+    forwarded = replace(move, origin="task.any/5", origin_offset=3)
+    copy = decide(row, forwarded.event(row, 99), forwarded.context()).row
+    assert direct is not None
+    assert copy is not None
+    assert replace(copy, forwarded=direct.forwarded, note=direct.note) == direct
+    assert decide(copy, forwarded.event(copy, 100), forwarded.context()).ignored == "forwarded twice"
+
+
+# -- the last command wins
+
+
+def command(kind: str, number: int, at_ms: int, offset: int, *, forwarded: bool = False) -> events.Command:
+    """The number is in what an assign or an update says, so that the winner can be told."""
+    cause = Cause(kind, f"task.{kind}", 0, offset, at_ms)
+    origin: dict[str, Any] = {"origin": f"task.{kind}/9", "origin_offset": offset} if forwarded else {}
+    if kind == "Assign":
+        spec = events.TaskSpec(
+            class_name=f"C{number}",
+            attachments={"n": number},
+            recipient=f"r{number}",
+            requires={},
+            weight=number + 1,
+            priority=number,
+            max_restarts=number,
+        )
+        return events.Assign("t", cause, spec=spec, **origin)
+    if kind == "Cancel":
+        return events.Cancel("t", cause, **origin)
+    return events.Update("t", cause, attachments={"n": number}, **origin)
+
+
+def outcome(commands: Sequence[events.Command], now_ms: int = 10_000) -> Row:
+    row = Row("t")
+    for event in commands:
+        context = Context(now_ms=now_ms, choose=lambda row: Choice(waiting={"a": "full"}))
+        decision = decide(row if row.revision else None, event, context)
+        row = decision.row or row
+    return row
+
+
+@given(st.lists(st.integers(-50, 20_000), min_size=1, max_size=8), st.sampled_from(["Assign", "Update"]))
+def test_inside_a_topic_the_last_offset_wins_whatever_the_times_say(times: list[int], kind: str) -> None:
+    row = outcome([command(kind, number, at_ms, number) for number, at_ms in enumerate(times)])
+    last = len(times) - 1
+    assert row.attachments == {"n": last}
+    if kind == "Assign":
+        assert (row.class_name, row.recipient, row.weight) == (f"C{last}", f"r{last}", last + 1)
+
+
+TIMED = st.lists(
+    st.tuples(st.sampled_from(["Assign", "Cancel", "Update"]), st.integers(0, 9_000)),
+    min_size=1,
+    max_size=8,
+    unique_by=lambda item: item[1],
+)
+
+
+def in_topic_order(timed: list[tuple[str, int]], picks: list[int]) -> list[tuple[str, int]]:
+    """The commands as three topics would give them: each in its own order, mixed at will."""
+    queues = [[item for item in sorted(timed, key=lambda item: item[1]) if item[0] == kind] for kind in KINDS]
+    mixed = []
+    for pick in picks:
+        waiting = [queue for queue in queues if queue]
+        if waiting:
+            mixed.append(waiting[pick % len(waiting)].pop(0))
+    return mixed + [item for queue in queues for item in queue]
+
+
+KINDS = ("Assign", "Cancel", "Update")
+PICKS = st.lists(st.integers(0, 5), max_size=8)
+
+
+@given(TIMED, PICKS)
+def test_between_topics_the_times_decide(timed: list[tuple[str, int]], picks: list[int]) -> None:
+    numbers = {item: number for number, item in enumerate(timed)}
+    mixed = in_topic_order(timed, picks)
+    row = outcome([command(kind, numbers[kind, at], at, at) for kind, at in mixed])
+    _check_winner(row, timed, numbers)
+
+
+@given(TIMED, st.randoms(use_true_random=False))
+def test_forwarded_commands_of_any_order_end_as_their_times_say(timed: list[tuple[str, int]], dice: Any) -> None:
+    """Each from another partition, so that nothing but the times orders them."""
+    numbers = {item: number for number, item in enumerate(timed)}
+    mixed = list(timed)
+    dice.shuffle(mixed)
+    forwarded = [
+        replace(command(kind, numbers[kind, at], at, at, forwarded=True), origin=f"task.{kind}/{numbers[kind, at]}")
+        for kind, at in mixed
+    ]
+    _check_winner(outcome(forwarded), timed, numbers)
+
+
+def _check_winner(row: Row, timed: list[tuple[str, int]], numbers: dict[tuple[str, int], int]) -> None:
+    orders = [item for item in timed if item[0] != "Update"]
+    if orders:
+        last = max(orders, key=lambda item: item[1])
+        assert row.wanted is (Wanted.RUN if last[0] == "Assign" else Wanted.CANCEL)
+    sayings = [item for item in timed if item[0] != "Cancel"]
+    if sayings:
+        last = max(sayings, key=lambda item: item[1])
+        assert row.attachments == {"n": numbers[last]}
+    assigns = [item for item in timed if item[0] == "Assign"]
+    if assigns:
+        last = max(assigns, key=lambda item: item[1])
+        assert (row.class_name, row.recipient) == (f"C{numbers[last]}", f"r{numbers[last]}")
+
+
+@given(st.integers(0, 9_000), st.booleans())
+def test_a_cancel_wins_a_tie_whichever_comes_first(at_ms: int, cancel_first: bool) -> None:
+    pair = [command("Assign", 0, at_ms, 0), command("Cancel", 0, at_ms, 0)]
+    assert outcome(pair[::-1] if cancel_first else pair).wanted is Wanted.CANCEL
+
+
+@given(st.integers(0, 2**40), st.integers(0, 10_000))
+def test_a_time_far_ahead_of_our_clock_counts_as_now(ahead_ms: int, now_ms: int) -> None:
+    row = outcome([command("Assign", 0, now_ms + ahead_ms, 0)], now_ms)
+    assert row.assign_at_ms == now_ms + (ahead_ms if ahead_ms <= AHEAD_MS else 0)
+
+
+@given(PARAMETERS, PARAMETERS)
+def test_an_update_replaces_all_parameters(before: dict[str, Any], after: dict[str, Any]) -> None:
+    context = Context(now_ms=10, choose=lambda row: Choice(waiting={}))
+    row = Row("t", attachments=before, attachments_version=1)
+    changed = decide(row, events.Update("t", NO_CAUSE, attachments=after), context).row
+    assert changed is not None
+    assert changed.attachments == after
+    assert changed.attachments_version == (1 if before == after else 2)
