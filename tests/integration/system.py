@@ -22,6 +22,8 @@ import aiohttp
 import orjson
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
+from skalds_streams.proxy.client import record_of
+from skalds_streams.testing.lint import Finding, lint
 from skalds_streams.topics import POSITIONS_KEY, Topics
 
 ROOT = Path(__file__).parents[2]
@@ -133,6 +135,15 @@ class System:
     def bootstrap(self) -> str:
         return f"127.0.0.1:{self.kafka_port}"
 
+    async def stop(self) -> None:
+        """End every node that still runs."""
+        for node in self.nodes:
+            if node.process is not None and node.process.poll() is None:
+                with suppress(subprocess.TimeoutExpired):
+                    await node.stop()
+                if node.process.poll() is None:
+                    node.kill()
+
     def node(self, skald_id: str = "a", **environment: str) -> Node:
         node = Node(self, skald_id, **environment)
         self.nodes.append(node)
@@ -217,6 +228,13 @@ class System:
             raise AssertionError(f"{error}; last seen: {seen}\n{asked.log()[-2000:]}") from None
         return seen
 
+    async def lint(self) -> list[Finding]:
+        """What must not be in the topics of any run."""
+        topics = self.topics
+        names = (*topics.inputs, topics.history, topics.deadletter, topics.changelog)
+        found = [record_of(item) for name in names for item in await self.records(name)]
+        return lint(found, topics)
+
     async def deadletters(self) -> list[tuple[str, Any]]:
         """(reason, record) of each."""
         return [
@@ -226,17 +244,15 @@ class System:
 
 @asynccontextmanager
 async def system_of(directory: Path, kafka_port: int) -> AsyncIterator[System]:
-    """A system whose nodes are gone at the end, whatever happened."""
+    """A system whose nodes are gone at the end, whatever happened. A test that passed also passes the log lint."""
     system = System(directory, kafka_port)
     system.producer = AIOKafkaProducer(bootstrap_servers=system.bootstrap, max_request_size=4_000_000)
     await system.producer.start()
     try:
         yield system
+        await system.stop()
+        if any(node.process is not None for node in system.nodes):
+            assert await system.lint() == []
     finally:
         await system.producer.stop()
-        for node in system.nodes:
-            if node.process is not None and node.process.poll() is None:
-                with suppress(subprocess.TimeoutExpired):
-                    await node.stop()
-                if node.process.poll() is None:
-                    node.kill()
+        await system.stop()
