@@ -22,8 +22,8 @@ import aiohttp
 import orjson
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
-from skalds_streams.proxy.client import record_of
-from skalds_streams.testing.lint import Finding, lint
+from skalds_streams.testing.lint import Finding
+from skalds_streams.testing.verify import findings, read_all
 from skalds_streams.topics import POSITIONS_KEY, Topics
 
 ROOT = Path(__file__).parents[2]
@@ -230,10 +230,8 @@ class System:
 
     async def lint(self) -> list[Finding]:
         """What must not be in the topics of any run."""
-        topics = self.topics
-        names = (*topics.inputs, topics.history, topics.deadletter, topics.changelog)
-        found = [record_of(item) for name in names for item in await self.records(name)]
-        return lint(found, topics)
+        client = {"bootstrap_servers": self.bootstrap}
+        return findings(await read_all(self.topics, client), self.topics)
 
     async def deadletters(self) -> list[tuple[str, Any]]:
         """(reason, record) of each."""

@@ -1,0 +1,82 @@
+"""Lint, ledger and oracle over the topics of a cluster that runs or has run: `python -m skalds_streams.testing.verify
+--help`.
+
+Reads with a consumer of its own, no group; writes nothing. The last line counts: `findings: 0, inputs: 4012, tasks:
+100`. Exit code 1 with findings.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from aiokafka import TopicPartition
+
+from skalds_streams.errors import SkaldsError
+from skalds_streams.model.record import Record
+from skalds_streams.proxy.client import client_options, log_consumer, record_of
+from skalds_streams.settings import Settings
+from skalds_streams.testing import ledger, oracle
+from skalds_streams.testing.lint import Finding, Logs, lint
+from skalds_streams.topics import Topics
+
+
+async def read_all(topics: Topics, client: Mapping[str, Any]) -> list[Record]:
+    """Every committed record of every topic but the heartbeats, in offset order within a partition."""
+    names = (*topics.inputs, topics.history, topics.deadletter, topics.changelog)
+    tps = [TopicPartition(name, number) for name in names for number in range(topics.partitions)]
+    consumer = log_consumer(client)
+    await consumer.start()
+    try:
+        consumer.assign(tps)
+        left = dict(await consumer.end_offsets(tps))
+        found: list[Record] = []
+        while left:
+            for items in (await consumer.getmany(timeout_ms=200)).values():
+                found += [record_of(item) for item in items]
+            left = {tp: end for tp, end in left.items() if await consumer.position(tp) < end}
+        return found
+    finally:
+        await consumer.stop()
+
+
+def findings(records: Sequence[Record], topics: Topics, *, ledgers: Sequence[Path] = ()) -> list[Finding]:
+    """What lint, oracle and the ledgers find. The oracle speaks of a system in which everything has been delivered."""
+    logs = Logs.of(records, topics)
+    found = lint(records, topics) + oracle.judge(logs, topics)
+    for path in ledgers:
+        found += ledger.check(ledger.read(path), logs)
+    return found
+
+
+@click.command(epilog="Example: python -m skalds_streams.testing.verify --kafka localhost:9092 --ledger sent.jsonl")
+@click.option("--kafka", help="host:port; default KAFKA_HOST and KAFKA_PORT.")
+@click.option("--ledger", "ledgers", type=click.Path(exists=True, path_type=Path), multiple=True, help="A ledger file.")
+def main(kafka: str | None, ledgers: Sequence[Path]) -> None:
+    """Check the topics of a cluster against the rules that every run must keep."""
+    try:
+        overrides: dict[str, Any] = {}
+        if kafka:
+            host, _, port = kafka.rpartition(":")
+            overrides = {"kafka_host": host, "kafka_port": port}
+        settings = Settings.load(**overrides)
+        topics = Topics.named(
+            app=settings.app, prefix=settings.topic_prefix, partitions=settings.kafka_topic_partitions
+        )
+        records = asyncio.run(read_all(topics, client_options(settings)))
+    except (SkaldsError, OSError) as error:
+        raise click.ClickException(str(error)) from None
+    found = findings(records, topics, ledgers=ledgers)
+    for finding in found:
+        click.echo(str(finding))
+    logs = Logs.of(records, topics)
+    click.echo(f"findings: {len(found)}, inputs: {len(logs.inputs)}, tasks: {len(logs.history)}")
+    sys.exit(1 if found else 0)
+
+
+if __name__ == "__main__":
+    main()
