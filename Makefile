@@ -18,7 +18,7 @@ $(VENV)/.ready: requirements/dev.lock pyproject.toml
 	@touch $@
 
 run: $(VENV)/.ready  ## the whole system on this machine: Kafka, Redis, a skald, three example tasks and a status page
-	@$(BIN)/skalds-streams dev
+	@$(BIN)/skalds-streams dev $(ARGS)
 
 test: check unit property integration e2e package  ## every check and every test
 	@echo "all checks and tests passed"
