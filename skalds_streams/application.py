@@ -7,6 +7,7 @@ what is decided and written is in `coordinator`.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ from skalds_streams.errors import ConfigError, SkaldsError
 from skalds_streams.logging import configure_logging, quiet_libraries
 from skalds_streams.runtime import Runtime
 from skalds_streams.settings import Settings
+from skalds_streams.tables.consumer import PositionedConsumer
 from skalds_streams.tables.ownership import NAME, OwnershipTable
 from skalds_streams.tables.recovery import JournalTableManager
 from skalds_streams.web.guard import guard
@@ -45,7 +47,8 @@ class SkaldsApp(faust.App):  # type: ignore[misc]  # faust has no types
     def __init__(self, settings: Settings) -> None:
         self.skalds = settings
         self.runtime = Runtime(settings, consumer=lambda: self.consumer, on_fatal=self._fatal)
-        super().__init__(settings.app, **_options(settings))
+        super().__init__(f"{settings.topic_prefix}{settings.app}", **_options(settings))
+        self.transport.Consumer = PositionedConsumer
         self.table = OwnershipTable(
             self,
             name=NAME,
@@ -87,13 +90,19 @@ class SkaldsApp(faust.App):  # type: ignore[misc]  # faust has no types
         except SkaldsError as error:
             self._refuse(error)
         if self.runtime.identity is not None:
-            self.conf.consumer_group_instance_id = self.runtime.identity.skald_id
+            self.conf.consumer_group_instance_id = _instance_id(self.runtime.identity.skald_id)
 
     async def on_stop(self) -> None:
         await self.runtime.leave()
         _send_leave_group(self._consumer)
         await super().on_stop()
         await self.runtime.close()
+
+    def start_offset(self, tp: Any) -> int | None:
+        """Where a partition of an input is read from; None when it is no input, or its journal is not open yet."""
+        if tp.topic not in self.runtime.topics.inputs:
+            return None
+        return self.runtime.journals.next_offset(tp.topic, tp.partition)
 
     def _new_web(self) -> Any:
         return Web(self)
@@ -133,6 +142,8 @@ def _options(settings: Settings) -> Mapping[str, Any]:
         "topic_replication_factor": 1,
         "topic_allow_declare": False,
         "topic_disable_leader": True,
+        # What a rebalance takes away is delivered again, and positions skip it: no rebalance waits for a backlog.
+        "stream_wait_empty": False,
         "table_standby_replicas": 0,
         "consumer_auto_offset_reset": "earliest",
         "broker_session_timeout": 10.0,
@@ -160,6 +171,14 @@ def _credentials(settings: Settings) -> Any:
         mechanism="PLAIN",
         ssl_context=ssl.create_default_context() if tls else None,
     )
+
+
+def _instance_id(skald_id: str) -> str:
+    """The skald id as Kafka takes it for a member of a group: letters, digits, ".", "_" and "-", not too many."""
+    plain = "".join(char if char.isascii() and (char.isalnum() or char in "-._") else "_" for char in skald_id)[:200]
+    if plain == skald_id:
+        return plain
+    return f"{plain}-{hashlib.sha256(skald_id.encode()).hexdigest()[:12]}"
 
 
 def _send_leave_group(consumer: Any) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Iterator
-from contextlib import suppress
 
 import structlog
 
@@ -34,30 +33,41 @@ class Journals:
         self._context, self._new_log, self._on_fatal = context, new_log, on_fatal
         self._journals: dict[int, Journal] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._closing: set[asyncio.Task[None]] = set()
         self._told = False
 
     # -- what Faust says
 
     async def own(self, partitions: Collection[int]) -> None:
         """These partitions, and no others, are ours. Waits at most OPEN_WAIT_S for new journals to open."""
-        over = [p for p in self._journals if p not in partitions or self._tasks[p].done()]
-        await asyncio.gather(*(self._close(partition) for partition in over))
+        for partition in [p for p in self._journals if p not in partitions or self._tasks[p].done()]:
+            self._end(partition)
         for partition in partitions:
-            if partition not in self._journals:
+            if partition in self._journals:
+                self._journals[partition].confirm()
+            else:
                 self._begin(partition)
-        opening = [asyncio.ensure_future(journal.opened.wait()) for journal in self._journals.values()]
-        if opening:
-            _, late = await asyncio.wait(opening, timeout=OPEN_WAIT_S)
-            for waiting in late:
-                waiting.cancel()
-            if late:
-                log.warning(
-                    "journals.open_late", partitions=[p for p, j in self._journals.items() if not j.opened.is_set()]
-                )
         self._told = True
+        await self._wait_open()
+
+    async def _wait_open(self) -> None:
+        """No heartbeat is sent to the group meanwhile, so what takes longer goes on in the background."""
+        opening = [asyncio.ensure_future(journal.opened.wait()) for journal in self._journals.values()]
+        try:
+            if opening:
+                await asyncio.wait(opening, timeout=OPEN_WAIT_S)
+        finally:
+            for waiting in opening:
+                waiting.cancel()
+        late = [partition for partition, journal in self._journals.items() if not journal.opened.is_set()]
+        if late:
+            log.warning("journals.open_late", partitions=late)
 
     async def close(self) -> None:
+        """Let go of all; returns when every writer is stopped."""
         await self.own(())
+        if self._closing:
+            await asyncio.wait(self._closing)
 
     def _begin(self, partition: int) -> None:
         journal = Journal(partition, self._new_log(partition), self._context)
@@ -75,12 +85,16 @@ class Journals:
         finally:
             journal.opened.clear()
 
-    async def _close(self, partition: int) -> None:
+    def _end(self, partition: int) -> None:
+        """Nothing of it is taken or served from here on. Stopping its writer takes time, which nobody waits for: a
+        successor fences it.
+        """
         journal, task = self._journals.pop(partition), self._tasks.pop(partition)
         task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
-        await journal.close()
+        journal.give_up()
+        closing = asyncio.create_task(_close(journal, task), name=f"closing-{partition}")
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
 
     # -- what agents bring
 
@@ -110,11 +124,19 @@ class Journals:
 
     def row(self, partition: int, task_id: str) -> Row | None:
         journal = self._journals.get(partition)
-        return journal.rows.get(task_id) if journal is not None else None
+        return journal.rows.get(task_id) if journal is not None and journal.opened.is_set() else None
 
     def rows(self) -> Iterator[Row]:
         for journal in list(self._journals.values()):
-            yield from list(journal.rows.values())
+            if journal.opened.is_set():
+                yield from list(journal.rows.values())
+
+    def next_offset(self, topic: str, partition: int) -> int | None:
+        """Offset of the first record of an input that is not applied yet; None while the journal is not open."""
+        journal = self._journals.get(partition)
+        if journal is None or not journal.opened.is_set():
+            return None
+        return journal.positions.offsets.get(topic, -1) + 1
 
     def end_offset(self, partition: int) -> int | None:
         """Offset after the last record of the changelog as it was when the journal opened;
@@ -123,3 +145,8 @@ class Journals:
         """
         journal = self._journals.get(partition)
         return journal.end_offset if journal is not None and journal.opened.is_set() else None
+
+
+async def _close(journal: Journal, task: asyncio.Task[None]) -> None:
+    await asyncio.wait({task})
+    await journal.close()
