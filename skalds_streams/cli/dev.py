@@ -8,10 +8,12 @@ that keeps dying ends the command.
 from __future__ import annotations
 
 import os
+import select
 import shutil
 import signal
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -28,10 +30,12 @@ from skalds_streams.devcluster.ports import choose_port
 from skalds_streams.errors import SkaldsError
 
 POLL_S = 0.2
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Ctrl-C, kill, the terminal's window closed."""
 
 
 class Interrupted(BaseException):
-    """SIGINT or SIGTERM has come. A BaseException, so that nothing on its way swallows it."""
+    """One of ENDING has come. A BaseException, so that nothing on its way swallows it."""
 
 
 @click.command(
@@ -50,21 +54,23 @@ class Interrupted(BaseException):
 def dev(data_dir: Path, port: int, examples: bool) -> None:
     """Run Kafka, Redis, a skald with example workers and a status page on this machine."""
     console = Console(highlight=False)
-    signal.signal(signal.SIGINT, _interrupt)
-    signal.signal(signal.SIGTERM, _interrupt)
-    restore = _own_the_terminal()
+    under_nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    for number in ENDING:
+        if number is not signal.SIGHUP or not under_nohup:
+            signal.signal(number, _interrupt)
+    terminal = _own_the_terminal()
     try:
-        _run(console, data_dir.resolve(), port, examples)
+        _run(console, terminal, data_dir.resolve(), port, examples)
     except Interrupted:
-        console.print("Stopped.")
+        _say(console, "Stopped.")
     except (SkaldsError, WorkerDied) as error:
         console.print(f"[red]{error}[/red]")
         sys.exit(1)
     finally:
-        restore()
+        terminal.give_back()
 
 
-def _run(console: Console, data_dir: Path, port: int, examples: bool) -> None:
+def _run(console: Console, terminal: _Terminal, data_dir: Path, port: int, examples: bool) -> None:
     data_dir.mkdir(parents=True, exist_ok=True)
     given = _given()
     cluster: DevCluster | None = None
@@ -84,12 +90,12 @@ def _run(console: Console, data_dir: Path, port: int, examples: bool) -> None:
         for moved in cluster.moved_ports:
             console.print(f"[yellow]Port {moved.wanted} is busy: {moved.service} listens on {moved.got}.[/yellow]")
         console.print(_greeting(worker))
-        while True:
+        while not terminal.is_gone:
             worker.watch(console, POLL_S)
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        console.print("Stopping: workers first, then the skald, then the cluster.")
+        for number in ENDING:
+            signal.signal(number, signal.SIG_IGN)
+        _say(console, "Stopping: workers first, then the skald, then the cluster.")
         if worker is not None:
             worker.stop()
         if cluster is not None:
@@ -105,18 +111,24 @@ def _cluster(given: Mapping[str, str], data_dir: Path, shown: _Shown) -> DevClus
     )
 
 
+def _say(console: Console, text: str) -> None:
+    """Print, unless the terminal is gone: then there is nobody to tell, and all the more to stop."""
+    with suppress(OSError):
+        console.print(text)
+
+
 def _interrupt(signum: int, frame: FrameType | None) -> None:
     raise Interrupted
 
 
-def _own_the_terminal() -> _Restore:
+def _own_the_terminal() -> _Terminal:
     """Become the terminal's foreground group, so that Ctrl-C reaches us and not the `make` that waits for our exit code
     0.
     """
     try:
         descriptor = os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC)
     except OSError:
-        return _Restore(-1, -1)
+        return _Terminal(-1, -1)
     try:
         former = os.tcgetpgrp(descriptor)
         if former != os.getpgrp() or former == os.getpid():
@@ -126,17 +138,26 @@ def _own_the_terminal() -> _Restore:
         os.tcsetpgrp(descriptor, os.getpgrp())
     except OSError:
         os.close(descriptor)
-        return _Restore(-1, -1)
-    return _Restore(descriptor, former)
+        return _Terminal(-1, -1)
+    return _Terminal(descriptor, former)
 
 
-class _Restore:
-    """Gives the terminal back to the group that had it."""
+class _Terminal:
+    """The terminal that we took from the group that had it; none when the descriptor is -1."""
 
     def __init__(self, descriptor: int, group: int) -> None:
         self._descriptor, self._group = descriptor, group
 
-    def __call__(self) -> None:
+    @property
+    def is_gone(self) -> bool:
+        """Whether its window was closed. The SIGHUP of that may go to a `make` alone, which then waits for us."""
+        if self._descriptor < 0:
+            return False
+        poll = select.poll()
+        poll.register(self._descriptor, 0)
+        return any(events & select.POLLHUP for _, events in poll.poll(0))
+
+    def give_back(self) -> None:
         if self._descriptor >= 0:
             try:
                 os.tcsetpgrp(self._descriptor, self._group)

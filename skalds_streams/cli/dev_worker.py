@@ -19,6 +19,7 @@ from typing import Any
 
 from rich.console import Console
 
+from skalds_streams.devcluster.process import LAUNCH_PATH
 from skalds_streams.model.event import TaskEvent
 from skalds_streams.proxy.kafka import KafkaConfig, KafkaProxy, KafkaTopic
 
@@ -41,7 +42,11 @@ class WorkerDied(Exception):
 
 
 class DevWorker:
-    """One `faust -A skalds_streams worker` in a session of its own: the terminal's Ctrl-C does not reach it."""
+    """One `faust -A skalds_streams worker` in a session of its own: the terminal's Ctrl-C does not reach it.
+
+    It dies with us, however we end: alone it would look for a broker for ever. `start` from the main thread only: the
+    kernel means the thread.
+    """
 
     def __init__(self, data_dir: Path, environment: dict[str, str]) -> None:
         self.environment = environment
@@ -51,7 +56,8 @@ class DevWorker:
         self._deaths: list[float] = []
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "faust", "-A", "skalds_streams", "worker", "-l", "info"]
+        tied_to_us = [sys.executable, "-I", "-S", str(LAUNCH_PATH), str(os.getpid())]
+        command = [*tied_to_us, sys.executable, "-m", "faust", "-A", "skalds_streams", "worker", "-l", "info"]
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(  # noqa: S603  # our own interpreter, no shell
                 command, env=self.environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True

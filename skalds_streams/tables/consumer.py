@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 from faust.transport.drivers.aiokafka import Consumer
-from faust.types import TP
 
 
 class PositionedConsumer(Consumer):  # type: ignore[misc]  # faust has no types that mypy can follow
@@ -18,9 +17,12 @@ class PositionedConsumer(Consumer):  # type: ignore[misc]  # faust has no types 
     async def perform_seek(self) -> None:
         await super().perform_seek()
         app: Any = self.app
-        for tp in self.assignment():
-            offset = app.start_offset(TP(tp.topic, tp.partition))
-            if offset is not None:
-                await self.seek(tp, offset)
-                # What is acknowledged next follows on this, as far as Faust's search for gaps is concerned.
-                self._committed_offset[TP(tp.topic, tp.partition)] = offset or None
+        offsets = {tp: app.start_offset(tp) for tp in self.assignment()}
+        begins = {tp: offset for tp, offset in offsets.items() if offset is not None}
+        # Only where it differs, as a fetch that is under way from elsewhere holds up the next one for 1.5 s. And in the
+        # consumer's own thread, as a plain `seek` from here would not wake its loop.
+        await self.seek_wait({tp: offset for tp, offset in begins.items() if await self.position(tp) != offset})
+        for tp, offset in begins.items():
+            self._read_offset[tp] = offset or None
+            # What is acknowledged next follows on this, as far as Faust's search for gaps is concerned.
+            self._committed_offset[tp] = offset or None

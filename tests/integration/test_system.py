@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from tests.integration.system import System, until
 
@@ -166,27 +165,3 @@ async def test_two_skalds_share_the_work_and_one_that_leaves_hands_it_over(syste
         await system.status(f"t{number}", "Running", skald="a")
     row = await system.status("pinned", "Assigning", holder=None)
     assert row["attempt"] == 0
-
-
-async def test_a_group_offset_that_is_ahead_skips_nothing(system: System) -> None:
-    node = system.node()
-    node.start()
-    await node.ready()
-    await system.assign("t", "Nowhere")
-    await system.status("t", "Assigning")
-    assert await node.stop() == 0
-    sent = [await system.update("t", {"fps": number + 1}) for number in range(20)]
-    await _commit_ahead(system, sent[-1])
-    node.start()
-    await node.ready()
-    await system.status("t", "Assigning", attachments_version=20)
-
-
-async def _commit_ahead(system: System, last: Any) -> None:
-    """Somebody resets the group's offset to the end, as an operator's tool would."""
-    consumer = AIOKafkaConsumer(bootstrap_servers=system.bootstrap, group_id="it", enable_auto_commit=False)
-    await consumer.start()
-    tp = TopicPartition(last.topic, last.partition)
-    consumer.assign([tp])
-    await consumer.commit({tp: last.offset + 1})
-    await consumer.stop()
