@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+import threading
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -32,6 +33,8 @@ from skalds_streams.web.routes import setup
 log = structlog.get_logger(__name__)
 
 EXIT_REFUSED = 1
+STOP_MOST_S = 14.0
+"""An orderly stop takes a second or two. Without a broker Faust waits for it for ever; by then the workers are gone."""
 
 
 class Web(web_driver.Web):  # type: ignore[misc]  # faust has no types
@@ -46,7 +49,12 @@ class SkaldsApp(faust.App):  # type: ignore[misc]  # faust has no types
 
     def __init__(self, settings: Settings) -> None:
         self.skalds = settings
-        self.runtime = Runtime(settings, consumer=lambda: self.consumer, on_fatal=self._fatal)
+        self.runtime = Runtime(
+            settings,
+            consumer=lambda: self.consumer,
+            reading=lambda: bool(self.tables.actives_ready),
+            on_fatal=self._fatal,
+        )
         super().__init__(f"{settings.topic_prefix}{settings.app}", **_options(settings))
         self.transport.Consumer = PositionedConsumer
         self.table = OwnershipTable(
@@ -93,6 +101,7 @@ class SkaldsApp(faust.App):  # type: ignore[misc]  # faust has no types
             self.conf.consumer_group_instance_id = _instance_id(self.runtime.identity.skald_id)
 
     async def on_stop(self) -> None:
+        _end_within(STOP_MOST_S)
         await self.runtime.leave()
         _send_leave_group(self._consumer)
         await super().on_stop()
@@ -120,6 +129,18 @@ class SkaldsApp(faust.App):  # type: ignore[misc]  # faust has no types
         """
         _complain(error)
         os._exit(EXIT_REFUSED)
+
+
+def _end_within(seconds: float) -> None:
+    """End the process if it is still there by then. A thread, as what hangs may be the loop itself."""
+
+    def end() -> None:
+        log.error("stop.took_too_long", after_s=seconds)
+        os._exit(EXIT_REFUSED)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
 
 
 def _make_data_dir(settings: Settings) -> None:

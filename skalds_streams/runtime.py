@@ -30,7 +30,7 @@ from skalds_streams.proxy.topic_setup import ensure_topics
 from skalds_streams.settings import Settings
 from skalds_streams.skald.heartbeat import Heartbeat
 from skalds_streams.skald.hosts import HostPool
-from skalds_streams.skald.identity import Identity, claim_identity
+from skalds_streams.skald.identity import Identity, claim_identity, forget_predecessors
 from skalds_streams.skald.reporter import Reporter
 from skalds_streams.skald.supervisor import Supervisor
 from skalds_streams.topics import Topics
@@ -53,10 +53,16 @@ class Runtime:
     """Everything of one process but Faust itself. Constructing it does no I/O."""
 
     def __init__(
-        self, settings: Settings, consumer: Callable[[], Any], on_fatal: Callable[[BaseException], object]
+        self,
+        settings: Settings,
+        consumer: Callable[[], Any],
+        reading: Callable[[], bool],
+        on_fatal: Callable[[BaseException], object],
     ) -> None:
-        """consumer: returns Faust's consumer; on_fatal: ends the process with this error."""
-        self.settings, self._on_fatal = settings, on_fatal
+        """consumer: returns Faust's consumer; reading: whether Faust feeds the agents, not so while the group
+        rebalances; on_fatal: ends the process with this error.
+        """
+        self.settings, self._reading, self._on_fatal = settings, reading, on_fatal
         self.topics = Topics.named(
             app=settings.app, prefix=settings.topic_prefix, partitions=settings.kafka_topic_partitions
         )
@@ -150,12 +156,17 @@ class Runtime:
         self._spawn("heartbeat", self._heartbeat.run())
         self._spawn("reporter", self._reporter.run())
         self._spawn("supervisor", self.supervisor.run())
+        self._spawn("identity", self._settle(self._heartbeat, identity))
+
+    async def _settle(self, heartbeat: Heartbeat, identity: Identity) -> None:
+        await heartbeat.first_acknowledged.wait()
+        await asyncio.to_thread(forget_predecessors, identity)
 
     def _describe(self) -> dict[str, Any]:
         settings, identity, pool = self.settings, self.identity, self._pool
         catalogue = pool.catalogue if pool is not None else None
         return {
-            "replaces": identity.replaces if identity else None,
+            "replaces": list(identity.replaces) if identity else [],
             "classes": {name: _schema_hash(item) for name, item in catalogue.classes.items()} if catalogue else {},
             "not_loadable": sorted(catalogue.not_loadable) if catalogue else [],
             "labels": dict(settings.labels),
@@ -221,6 +232,7 @@ class Runtime:
         return {
             "view_caught_up": self.view.is_caught_up,
             "journals_open": self.journals.all_open,
+            "reading_inputs": self._reading(),
             "heartbeat_acknowledged": self._heartbeat is not None and self._heartbeat.first_acknowledged.is_set(),
             "workers_loaded": self._pool is not None,
         }
