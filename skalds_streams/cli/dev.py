@@ -30,6 +30,13 @@ from skalds_streams.devcluster.ports import choose_port
 from skalds_streams.errors import SkaldsError
 
 POLL_S = 0.2
+TRY = (
+    "ps",
+    "update camera fps=5",
+    "describe camera",
+    "cancel camera",
+    "assign my-counter --class Counter",
+)
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Ctrl-C, kill, the terminal's window closed."""
 
@@ -89,7 +96,7 @@ def _run(console: Console, terminal: _Terminal, data_dir: Path, port: int, examp
                 assign_examples(worker)
         for moved in cluster.moved_ports:
             console.print(f"[yellow]Port {moved.wanted} is busy: {moved.service} listens on {moved.got}.[/yellow]")
-        console.print(_greeting(worker))
+        _greet(console, worker)
         while not terminal.is_gone:
             worker.watch(console, POLL_S)
     finally:
@@ -222,29 +229,15 @@ def _environment(given: Mapping[str, str], cluster: DevCluster, data_dir: Path, 
     return {**defaults, **given, **ours}
 
 
-def _greeting(worker: DevWorker) -> Panel:
+def _greet(console: Console, worker: DevWorker) -> None:
+    """Where everything is, and what to try: the commands stand alone on their lines, to be copied whole."""
     kafka = f"{worker.environment['KAFKA_HOST']}:{worker.environment.get('KAFKA_PORT', '9092')}"
-    program = (
-        "skalds-streams"
-        if shutil.which("skalds-streams")
-        else os.path.relpath(Path(sys.executable).parent / "skalds-streams")
-    )
+    beside = os.path.relpath(Path(sys.executable).parent / "skalds-streams")
+    program = "skalds-streams" if shutil.which("skalds-streams") else beside
     option = "" if kafka in ("localhost:9092", "127.0.0.1:9092") else f" --kafka {kafka}"
-    commands = (
-        "ps",
-        "update camera fps=5",
-        "describe camera",
-        "cancel camera",
-        "assign my-counter --class Counter",
-    )
-    lines = [
-        f"Status page   [bold]{worker.url}[/bold]",
-        f"Kafka         {kafka}",
-        f"Log           {worker.log_path}",
-        "",
-        "Try in another terminal:",
-        *(f"  {program}{option} {command}" for command in commands),
-        "",
-        "Ctrl-C stops everything.",
-    ]
-    return Panel("\n".join(lines), title="skalds_streams", expand=False)
+    where = f"Status page   [bold]{worker.url}[/bold]\nKafka         {kafka}\nLog           {worker.log_path}"
+    console.print(Panel(where, title="skalds_streams", expand=False))
+    console.print("Try in another terminal:\n")
+    for command in TRY:
+        console.print(f"  {program}{option} {command}", soft_wrap=True)
+    console.print("\nCtrl-C stops everything.")

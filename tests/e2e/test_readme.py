@@ -52,7 +52,7 @@ def epoch(page: Page, task_id: str) -> int:
 
 
 def printed_commands(terminal: Terminal) -> list[str]:
-    return re.findall(r"│\s+(\S*skalds-streams .*?)\s+│", terminal.text)
+    return re.findall(r"^  (\S*skalds-streams \S.*?)\s*$", terminal.text, flags=re.MULTILINE)
 
 
 def run(command: str) -> str:
