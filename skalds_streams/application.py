@@ -34,7 +34,8 @@ log = structlog.get_logger(__name__)
 
 EXIT_REFUSED = 1
 STOP_MOST_S = 14.0
-"""An orderly stop takes a second or two. Without a broker Faust waits for it for ever; by then the workers are gone."""
+"""An orderly stop takes a second or two, beside what the workers may take. Without a broker Faust waits for it for
+ever."""
 
 
 class Web(web_driver.Web):  # type: ignore[misc]  # faust has no types
@@ -101,7 +102,7 @@ class SkaldsApp(faust.App):  # type: ignore[misc]  # faust has no types
             self.conf.consumer_group_instance_id = _instance_id(self.runtime.identity.skald_id)
 
     async def on_stop(self) -> None:
-        _end_within(STOP_MOST_S)
+        _end_within(self.runtime.stop_most_s + STOP_MOST_S)
         await self.runtime.leave()
         _send_leave_group(self._consumer)
         await super().on_stop()

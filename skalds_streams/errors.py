@@ -8,6 +8,7 @@
     │   ├── ProduceError       a record was not accepted
     │   └── UnreachableError   no broker answered in time
     ├── JournalError           a partition's journal can't go on
+    │   ├── FailpointError     a failpoint was told to raise (tests only; defined in `failpoints`)
     │   ├── FencedError        another owner opened this partition
     │   └── TopicRecreatedError  the log ends before our position
     ├── IllegalTransitionError decide was asked for a step that the table does not have

@@ -149,7 +149,7 @@ class Runtime:
             skald_id=identity.skald_id,
             incarnation=identity.incarnation,
             describe=self._describe,
-            running=lambda: self.supervisor.running if self.supervisor else 0,
+            running=lambda: self.supervisor.load if self.supervisor else 0,
             seen=lambda: self.view.members.offset,
         )
         await self._heartbeat.start()
@@ -194,6 +194,11 @@ class Runtime:
 
     # -- stop ---------------------------------------------------------------------------------------------------------
     # -----------
+
+    @property
+    def stop_most_s(self) -> float:
+        """What the workers here may take to stop, in seconds."""
+        return self.supervisor.stop_most_s if self.supervisor is not None else 0.0
 
     async def leave(self) -> None:
         """Stop the workers, then say that they are gone. The coordinator goes on meanwhile."""

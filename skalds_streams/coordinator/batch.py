@@ -25,6 +25,10 @@ from skalds_streams.model.codec import Limits, Positions, encode_positions, enco
 from skalds_streams.model.record import Record
 from skalds_streams.topics import POSITIONS_KEY, Topics
 
+CHANGES_MOST = 2_000
+"""Changed rows and copies for other partitions after which a batch takes no more records: one may name 10,000 tasks."""
+REASON_MOST = 2_048
+
 Header = tuple[str, bytes]
 
 
@@ -62,12 +66,18 @@ class Staged:
     forwards: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     offsets: dict[str, int] = field(default_factory=dict)
     placed: list[Choice] = field(default_factory=list)
+    records: int = 0
     skipped: int = 0
     ignored: int = 0
 
     @property
     def is_empty(self) -> bool:
         return not self.offsets
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the transaction is large enough. Then the records that follow are the next batch's."""
+        return len(self.history) + len(self.forwards) >= CHANGES_MOST
 
 
 class Stager:
@@ -95,11 +105,15 @@ class Stager:
         self.staged = Staged()
 
     def add(self, records: Iterable[Record]) -> Staged:
+        """Decide until the batch is full; `records` of what is returned says how many it took."""
         for record in records:
+            if self.staged.is_full:
+                break
             self.add_one(record)
         return self.staged
 
     def add_one(self, record: Record) -> None:
+        self.staged.records += 1
         position = self.staged.offsets.get(record.topic, self._positions.offsets.get(record.topic, -1))
         if record.offset <= position:
             self.staged.skipped += 1
@@ -111,6 +125,13 @@ class Stager:
             self.staged.deadletters.append(deadletter(record, str(error), self._topics))
         except SkaldsError as error:
             reason = f"internal error, please report it: {type(error).__name__}: {error}"
+            self.staged.deadletters.append(deadletter(record, reason, self._topics))
+        except Exception as error:
+            if isinstance(error, MemoryError):
+                raise
+            # The edge of one record: whatever it makes of us, its partition must not stand still for ever. What the
+            # error says stays out, it may repeat parameters.
+            reason = f"internal error, please report it: {type(error).__name__}"
             self.staged.deadletters.append(deadletter(record, reason, self._topics))
 
     def _understand(self, record: Record) -> None:
@@ -165,7 +186,7 @@ class Stager:
 def deadletter(record: Record, reason: str, topics: Topics) -> Output:
     """The record as it came, with where it came from and why it is here."""
     headers = (
-        ("reason", reason.encode()),
+        ("reason", reason[:REASON_MOST].encode(errors="replace")),
         ("source.topic", record.topic.encode()),
         ("source.partition", str(record.partition).encode()),
         ("source.offset", str(record.offset).encode()),

@@ -19,6 +19,7 @@ from aiokafka.errors import (
     UnknownMemberIdError,
 )
 from aiokafka.errors import KafkaError as ClientError
+from faust.exceptions import ConsumerNotStarted
 
 from skalds_streams.model.codec import Positions
 
@@ -44,13 +45,15 @@ class GroupQuestion:
             return partition in {tp.partition for tp in self._consumer().assignment()}
         while True:
             try:
-                await asyncio.wait_for(self._commit(offsets), ASK_TIMEOUT_S)
+                await asyncio.wait_for(self._commit(offsets), ASK_TIMEOUT_S + ASK_AGAIN_S)
                 return True
-            except NOT_OURS as error:
-                log.info("group.not_ours", partition=partition, error=repr(error))
-                return False
-            except (RebalanceInProgressError, ClientError, TimeoutError, OSError) as error:
-                log.info("group.unknown", partition=partition, error=repr(error))
+            except (ClientError, ConsumerNotStarted, TimeoutError, OSError) as error:
+                # aiokafka says CommitFailedError, too, when a rebalance is only under way.
+                cause = error.__cause__ if isinstance(error, CommitFailedError) else error
+                if isinstance(error, NOT_OURS) and not isinstance(cause, RebalanceInProgressError):
+                    log.info("group.not_ours", partition=partition, error=repr(cause))
+                    return False
+                log.info("group.unknown", partition=partition, error=repr(cause))
                 await asyncio.sleep(ASK_AGAIN_S)
 
     async def _commit(self, offsets: dict[TopicPartition, int]) -> None:
@@ -59,4 +62,7 @@ class GroupQuestion:
 
 
 async def _commit_in_thread(thread: Any, offsets: dict[TopicPartition, int]) -> None:
-    await thread._ensure_consumer().commit(offsets)
+    """Bounded here, too: what is given up outside would go on here, and the thread has two hands for all that Faust
+    asks of it.
+    """
+    await asyncio.wait_for(thread._ensure_consumer().commit(offsets), ASK_TIMEOUT_S)

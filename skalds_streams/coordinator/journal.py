@@ -9,12 +9,20 @@ asking the group, never fighting; rows are served only while open.
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import structlog
+from aiokafka.errors import (
+    CorruptRecordException,
+    InvalidTimestampError,
+    MessageSizeTooLargeError,
+    RecordListTooLargeError,
+    UnsupportedForMessageFormatError,
+)
 from aiokafka.errors import KafkaError as ClientError
 
 from skalds_streams.coordinator.batch import Secrecy, Staged, Stager, advanced, deadletter, outputs
@@ -23,6 +31,7 @@ from skalds_streams.core.membership import Members
 from skalds_streams.core.placement import Load
 from skalds_streams.core.row import Row
 from skalds_streams.errors import FencedError, JournalError, TopicRecreatedError
+from skalds_streams.failpoints import reach
 from skalds_streams.model.codec import Limits, Positions
 from skalds_streams.model.record import Record
 from skalds_streams.topics import Topics
@@ -31,10 +40,28 @@ QUEUE_MOST = 5_000
 """Deliveries that may wait in one journal before its agent is held back."""
 TRIES_BEFORE_HALVING = 3
 CONDEMNED_BYTES = 100_000
+CONDEMNED_HEADER_BYTES = 1_000
 BACKOFF_FIRST_S = 0.1
 BACKOFF_MOST_S = 5.0
 
 log = structlog.get_logger(__name__)
+
+
+class UnwritableError(JournalError):
+    """A batch can't even be written down."""
+
+
+OF_THE_RECORD = (
+    CorruptRecordException,
+    InvalidTimestampError,
+    MessageSizeTooLargeError,
+    RecordListTooLargeError,
+    UnsupportedForMessageFormatError,
+    UnwritableError,
+)
+"""Errors that a record itself can cause. Any other comes from around it (rights, a topic that is gone, a broker), and
+no record is given up for it.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +125,7 @@ class Journal:
         self._limit = context.batch_max
         self._tries = 0
         self._poison: str | None = None
+        self._confirmed = 0
         self._closed = False
 
     async def offer(self, delivery: Delivery) -> None:
@@ -109,12 +137,17 @@ class Journal:
         if self._closed:  # also when it was closed while we waited
             delivery.drop()
 
+    def confirm(self) -> None:
+        """The group has just said again that the partition is ours: an answer to a question asked before is void."""
+        self._confirmed += 1
+
     async def close(self) -> None:
         """Stop serving rows and writing. What is queued goes back to the group unacknowledged."""
-        self._give_up()
+        self.give_up()
         await self._log.close()
 
-    def _give_up(self) -> None:
+    def give_up(self) -> None:
+        """Take and serve nothing any more, at once."""
         self._closed = True
         self.opened.clear()
         self.rows = {}
@@ -131,7 +164,7 @@ class Journal:
         """
         while not self._closed:
             if not await self._open():
-                self._give_up()
+                self.give_up()
                 return
             try:
                 while True:
@@ -147,10 +180,12 @@ class Journal:
 
     async def _open(self) -> bool:
         """Open the log, as often as it takes. False: the partition is not ours, or the journal is closed."""
-        for pause_s in _backoff():
+        if self._tries > 1:  # at once after one error, slower each time that it did not help
+            await asyncio.sleep(_pause_s(self._tries - 1))
+        for failures in itertools.count(1):
             if self._closed:
                 return False
-            if self.statistics.reopened and not await self._context.is_ours(self.partition, self.positions):
+            if self.statistics.reopened and not await self._is_ours():
                 log.info("journal.not_ours", partition=self.partition)
                 return False
             try:
@@ -159,6 +194,7 @@ class Journal:
                 self.fatal = error
                 raise
             except (ClientError, JournalError, TimeoutError, OSError) as error:
+                pause_s = _pause_s(failures)
                 log.warning("journal.open_failed", partition=self.partition, error=repr(error), again_in_s=pause_s)
                 self.statistics.reopened += 1
                 await asyncio.sleep(pause_s)
@@ -169,50 +205,62 @@ class Journal:
             return True
         return False
 
+    async def _is_ours(self) -> bool:
+        while True:
+            asked = self._confirmed
+            if await self._context.is_ours(self.partition, self.positions):
+                return True
+            if asked == self._confirmed:
+                return False
+
     # -- one turn
 
     async def _turn(self) -> None:
         deliveries = await self._take()
-        staged = self._condemned(deliveries[0].record) if self._poison else self._stage(deliveries)
+        await reach("before_decide")
+        staged = self._stage(deliveries)
+        await reach("after_decide")
         if not staged.is_empty:
             try:
                 await self._write(staged)
-            except ClientError as error:
-                self._suspect(len(deliveries), error)
+            except (ClientError, JournalError, TimeoutError, OSError) as error:
+                self._suspect(staged.records, error)
                 raise
-        for delivery in deliveries:
-            self._pending.popleft()
-            delivery.ack()
+        for _ in range(staged.records):
+            self._pending.popleft().ack()
         self._limit, self._tries, self._poison = self._context.batch_max, 0, None
-        self._count(staged, len(deliveries))
+        self._count(staged)
+        await reach("after_ack")
 
-    def _suspect(self, batch: int, error: ClientError) -> None:
-        """A write was refused, not lost: after some tries halve the batch until the one record that can't be written
+    def _suspect(self, batch: int, error: Exception) -> None:
+        """A write has failed: after some tries halve the batch, until it fits, or the one record that can't be written
         is found.
         """
-        if error.retriable:
-            return
         self._tries += 1
         if self._tries < TRIES_BEFORE_HALVING:
             return
         if batch > 1:
             self._limit = batch // 2
-        else:
+        elif isinstance(error, OF_THE_RECORD):
             self._poison = f"can't be written: {error!r}"
 
     def _condemned(self, record: Record) -> Staged:
         """The poisonous record alone, cut to what surely fits, as a dead letter."""
+        key = record.key if len(record.key or b"") <= CONDEMNED_HEADER_BYTES else None
+        headers = [item for item in record.headers if len(item[0]) + len(item[1] or b"") <= CONDEMNED_HEADER_BYTES]
         reason = (
             f"{self._poison}; cut to {CONDEMNED_BYTES} bytes"
             if len(record.value or b"") > CONDEMNED_BYTES
             else self._poison
         )
         letter = deadletter(
-            replace(record, value=record.value[:CONDEMNED_BYTES] if record.value else None),
+            replace(
+                record, key=key, value=record.value[:CONDEMNED_BYTES] if record.value else None, headers=headers[:20]
+            ),
             str(reason),
             self._context.topics,
         )
-        return Staged(offsets={record.topic: record.offset}, deadletters=[letter])
+        return Staged(offsets={record.topic: record.offset}, deadletters=[letter], records=1)
 
     async def _take(self) -> list[Delivery]:
         """Wait for one delivery, then take all that is there, up to the limit."""
@@ -224,6 +272,9 @@ class Journal:
         return [self._pending[at] for at in range(wanted)]
 
     def _stage(self, deliveries: Sequence[Delivery]) -> Staged:
+        first = deliveries[0].record
+        if self._poison and first.offset > self.positions.offsets.get(first.topic, -1):
+            return self._condemned(first)
         context = self._context
         stager = Stager(
             self.rows,
@@ -241,7 +292,12 @@ class Journal:
         if staged.forwards:
             await context.forwarder.send_reports(staged.forwards)
         positions = advanced(self.positions, staged)
-        await self._log.write(outputs(staged, positions, context.topics, context.secrecy))
+        try:
+            written = outputs(staged, positions, context.topics, context.secrecy)
+        except (TypeError, ValueError) as error:
+            raise UnwritableError(type(error).__name__) from error
+        await self._log.write(written)
+        await reach("after_commit")
         for task_id, row in staged.rows.items():
             if row is None:
                 self.rows.pop(task_id, None)
@@ -249,8 +305,8 @@ class Journal:
                 self.rows[task_id] = row
         self.positions = positions
 
-    def _count(self, staged: Staged, events: int) -> None:
-        self.statistics.events += events
+    def _count(self, staged: Staged) -> None:
+        self.statistics.events += staged.records
         self.statistics.batches += 1
         self.statistics.skipped += staged.skipped
         self.statistics.deadletters += len(staged.deadletters)
@@ -265,8 +321,5 @@ class Journal:
             )
 
 
-def _backoff() -> Iterator[float]:
-    pause_s = BACKOFF_FIRST_S
-    while True:
-        yield pause_s
-        pause_s = min(2 * pause_s, BACKOFF_MOST_S)
+def _pause_s(failures: int) -> float:
+    return float(min(BACKOFF_FIRST_S * 2 ** min(failures - 1, 10), BACKOFF_MOST_S))

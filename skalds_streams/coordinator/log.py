@@ -9,18 +9,19 @@ opened again instead.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.errors import InvalidProducerEpoch, ProducerFenced
+from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka.errors import IllegalOperation, InvalidProducerEpoch, ProducerClosed, ProducerFenced
 from aiokafka.errors import KafkaError as ClientError
 
 from skalds_streams.coordinator.batch import Output
 from skalds_streams.core.row import Row
 from skalds_streams.errors import FencedError, JournalError, TopicRecreatedError
+from skalds_streams.failpoints import reach
 from skalds_streams.model.changelog import ChangelogState
 from skalds_streams.model.codec import Positions
 from skalds_streams.proxy.client import log_consumer
@@ -30,7 +31,9 @@ TRANSACTION_TIMEOUT_MS = 10_000
 """How long a dead coordinator's open transaction can hide later records from readers."""
 WRITE_TIMEOUT_S = 15.0
 OPEN_TIMEOUT_S = 30.0
+"""How long opening may stand still: a long changelog takes what it takes."""
 STOP_TIMEOUT_S = 3.0
+CUT_TIMEOUT_S = 1.0
 BATCH_BYTES = 256 * 1024
 MAX_REQUEST_BYTES = 16 * 1024 * 1024
 
@@ -52,20 +55,25 @@ class PartitionLog:
         self.partition = partition
         self._topics, self._transactional_id, self._client = topics, transactional_id, client
         self._producer: AIOKafkaProducer | None = None
+        self._stopping: set[asyncio.Task[None]] = set()
 
     async def open(self) -> Recovered:
         """Take over the partition and read it. Raises FencedError, JournalError, aiokafka's errors, TimeoutError."""
         await self.close()
-        async with asyncio.timeout(OPEN_TIMEOUT_S):
-            await self._start_producer()
-            return await self._read()
+        with self._client_errors():
+            async with asyncio.timeout(OPEN_TIMEOUT_S) as limit:
+                await self._start_producer()
+                await reach("while_opening")
+                return await self._read(limit)
 
     async def close(self) -> None:
-        """Stop the writer. Bounded in time; never raises for a broker that is away."""
+        """Stop the writer. Bounded in time; never raises for a broker that is away. Goes on when we are cancelled."""
         producer, self._producer = self._producer, None
         if producer is not None:
-            with suppress(ClientError, TimeoutError, OSError):
-                await asyncio.wait_for(producer.stop(), STOP_TIMEOUT_S)
+            stopping = asyncio.create_task(_discard(producer))
+            self._stopping.add(stopping)
+            stopping.add_done_callback(self._stopping.discard)
+            await asyncio.shield(stopping)
 
     async def _start_producer(self) -> None:
         producer = AIOKafkaProducer(
@@ -82,27 +90,39 @@ class PartitionLog:
         await producer.begin_transaction()
         await producer.abort_transaction()
 
-    async def _read(self) -> Recovered:
+    async def _read(self, limit: asyncio.Timeout) -> Recovered:
         tp = TopicPartition(self._topics.changelog, self.partition)
         consumer = log_consumer(self._client)
-        await consumer.start()
         try:
+            await consumer.start()
             consumer.assign([tp])
             end = (await consumer.end_offsets([tp]))[tp]
             await consumer.seek_to_beginning(tp)
             state = ChangelogState()
             while await consumer.position(tp) < end:
-                for record in (await consumer.getmany(tp, timeout_ms=500)).get(tp, []):
+                records = (await consumer.getmany(tp, timeout_ms=500)).get(tp, [])
+                for record in records:
                     state.apply(self.partition, record.key, record.value)
+                if records:
+                    limit.reschedule(asyncio.get_running_loop().time() + OPEN_TIMEOUT_S)
+                await reach("in_recovery")
             positions = state.positions.get(self.partition, Positions({}))
-            await self._check_inputs(consumer, positions)
-            return Recovered(state.rows, positions, end)
         finally:
             await consumer.stop()
+        await self._check_inputs(positions)
+        return Recovered(state.rows, positions, end)
 
-    async def _check_inputs(self, consumer: AIOKafkaConsumer, positions: Positions) -> None:
+    async def _check_inputs(self, positions: Positions) -> None:
+        """Faust also reads what an open transaction of somebody else has written, so that counts here, too."""
         inputs = [TopicPartition(topic, self.partition) for topic in positions.offsets]
-        ends = await consumer.end_offsets(inputs) if inputs else {}
+        if not inputs:
+            return
+        consumer = log_consumer(self._client, committed=False)
+        try:
+            await consumer.start()
+            ends = await consumer.end_offsets(inputs)
+        finally:
+            await consumer.stop()
         for tp, end in ends.items():
             applied = positions.offsets[tp.topic]
             if end <= applied:
@@ -120,24 +140,34 @@ class PartitionLog:
         producer = self._producer
         if producer is None:
             raise JournalError("the log is not open")
-        try:
+        with self._client_errors():
             async with asyncio.timeout(WRITE_TIMEOUT_S):
                 await producer.begin_transaction()
                 futures = await self._send(producer, outputs)
                 await _all(futures)
+                await reach("in_transaction")
                 await producer.commit_transaction()
+
+    @contextmanager
+    def _client_errors(self) -> Iterator[None]:
+        try:
+            yield
         except (ProducerFenced, InvalidProducerEpoch) as error:
             raise FencedError(f"partition {self.partition} has another owner") from error
+        except (AssertionError, IllegalOperation) as error:  # what aiokafka raises once its sender has died
+            raise JournalError(f"the producer of partition {self.partition} can't go on: {error!r}") from error
 
     async def _send(self, producer: AIOKafkaProducer, outputs: Sequence[Output]) -> list[asyncio.Future[Any]]:
         by_topic: dict[str, list[Output]] = {}
         for output in outputs:
             by_topic.setdefault(output.topic, []).append(output)
-        return [
-            await producer.send_batch(batch, topic, partition=self.partition)
-            for topic, items in by_topic.items()
-            for batch in _batches(producer, items)
-        ]
+        futures: list[asyncio.Future[Any]] = []
+        for topic, items in by_topic.items():
+            for batch in _batches(producer, items):
+                future = await producer.send_batch(batch, topic, partition=self.partition)
+                future.add_done_callback(_look_at)
+                futures.append(future)
+        return futures
 
 
 def _batches(producer: AIOKafkaProducer, outputs: Sequence[Output]) -> list[Any]:
@@ -159,9 +189,39 @@ def _append(batch: Any, output: Output) -> bool:
     return batch.append(key=output.key, value=output.value, timestamp=None, headers=list(output.headers)) is not None
 
 
+def _look_at(future: asyncio.Future[Any]) -> None:
+    """Also when sending the next batch fails and nobody awaits this one: its error has been seen."""
+    if not future.cancelled():
+        future.exception()
+
+
 async def _all(futures: Sequence[asyncio.Future[Any]]) -> None:
     """Wait for every future before raising the first error, so that none is left unread."""
     results = await asyncio.gather(*futures, return_exceptions=True)
     for result in results:
+        if isinstance(result, asyncio.CancelledError):  # the batch's, not ours
+            raise JournalError("aiokafka has given a batch up")
         if isinstance(result, BaseException):
             raise result
+
+
+async def _discard(producer: AIOKafkaProducer) -> None:
+    """Stop it, within STOP_TIMEOUT_S and a moment.
+
+    aiokafka's stop() waits until everything is delivered, without a broker for ever, and when it is interrupted its
+    sender and its connections live on. What this one still holds belongs to a transaction that is over.
+    """
+    with suppress(ClientError, OSError, TimeoutError):
+        await asyncio.wait_for(producer.stop(), STOP_TIMEOUT_S)
+        return
+    sender = producer._sender.sender_task
+    for _ in range(2):  # the first cancellation lets it wait for its requests, the second ends that
+        if sender is not None and not sender.done():
+            sender.cancel()
+            await asyncio.wait({sender}, timeout=CUT_TIMEOUT_S)
+    accumulator = producer._message_accumulator
+    for queued in accumulator._batches.values():
+        accumulator._pending_batches.update(queued)  # where the callback of one that was tried before looks for it
+    accumulator.fail_all(ProducerClosed())
+    with suppress(ClientError, OSError, TimeoutError):
+        await asyncio.wait_for(producer.client.close(), CUT_TIMEOUT_S)

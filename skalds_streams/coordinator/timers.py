@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from itertools import islice
 from typing import Any
 
 import structlog
@@ -66,17 +67,23 @@ class DueTimer:
     async def _look(self) -> None:
         now_ms = self._now_ms()
         self._said = {key: at_ms for key, at_ms in self._said.items() if now_ms - at_ms < AGAIN_MS}
-        docs: list[tuple[str, dict[str, Any]]] = []
-        for journal in self._journals:
+        docs = [(due.task_id, _document(due, now_ms)) for due in islice(self._unsaid(now_ms), MOST_AT_ONCE)]
+        if docs:
+            await self._forwarder.send_reports(docs)
+        if (
+            len(docs) == MOST_AT_ONCE
+        ):  # a node that died had more tasks than that: they must not wait for the next second
+            self._wake.set()
+
+    def _unsaid(self, now_ms: int) -> Iterator[Due]:
+        for journal in list(self._journals):
             if not journal.opened.is_set():
                 continue
             for due in self._due(journal, now_ms):
                 key = (due.kind, due.task_id, due.epoch, due.attempt + due.revision)
-                if key not in self._said and len(docs) < MOST_AT_ONCE:
+                if key not in self._said:
                     self._said[key] = now_ms
-                    docs.append((due.task_id, _document(due, now_ms)))
-        if docs:
-            await self._forwarder.send_reports(docs)
+                    yield due
 
 
 def _document(due: Due, now_ms: int) -> dict[str, Any]:

@@ -266,10 +266,10 @@ def _refused(row: Row, event: events.Refused, context: Context) -> Row | str:
         return "of older parameters"
     refused = {"version": event.version, "at_ms": context.now_ms, "error": event.error}
     rest = {number: value for number, value in row.unanswered.items() if number != str(event.version)}
-    runs = rest.get(str(row.applied_version))
-    if event.version == row.attachments_version and runs is not None:
-        # The next run must start with what was accepted, not with what was refused.
-        return replace(row, refused=refused, attachments=runs, unanswered={})
+    runs = str(row.applied_version)
+    if event.version == row.attachments_version and runs in rest:
+        # The next run must start with what was accepted, not with what was refused; that may be no parameters at all.
+        return replace(row, refused=refused, attachments=rest[runs], unanswered={})
     return replace(row, refused=refused, unanswered=rest)
 
 

@@ -7,7 +7,7 @@ that record, not the clock, is the cause, and `decide` checks that it still fits
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -61,6 +61,11 @@ def _retry(row: Row, members: Members, load: Load, now_ms: int) -> Due | None:
     choice = choose(row, members, load)
     if choice.skald_id is not None:
         return Due("Retry", row.task_id, row.epoch, "", row.attempt, f"{choice.skald_id} can take it")
-    if dict(choice.waiting) != dict(row.waiting or {}):
+    if _kinds(choice.waiting) != _kinds(row.waiting or {}):
         return Due("Retry", row.task_id, row.epoch, "", row.attempt, "reasons changed")
     return None
+
+
+def _kinds(waiting: Mapping[str, str]) -> dict[str, str]:
+    """The reasons without their counts: every heartbeat moves one, and each waiting row would be written anew."""
+    return {skald: "full" if reason.startswith("full ") else reason for skald, reason in waiting.items()}

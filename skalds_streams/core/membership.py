@@ -1,7 +1,7 @@
 """Who is there: a fold over the heartbeat log. The log is the clock; no time of day enters.
 
-Rules: an incarnation is one life of a skald process under one id. It is dead for good when a later incarnation says
-`replaces` it (its machine's lock proves that its workers are gone) or when it said `leaving`, after its last worker
+Rules: an incarnation is one life of a skald process under one id. It is dead for good when a later incarnation names it
+in `replaces` (its machine's lock proves that its workers are gone) or when it said `leaving`, after its last worker
 was reaped. One that only falls silent is not dead; it is merely not given new tasks. The document arrives whole on
 change and every 30 s; short beats in between keep what is known.
 """
@@ -39,12 +39,25 @@ class Member:
     version: str = ""
     settings_hash: str = ""
     cluster: str = ""
-    replaces: str | None = None
+    replaces: tuple[str, ...] = ()
+    """Incarnations that have ended before this one began. A heartbeat names one, a list, or none."""
     at_ms: int = 0
     """Time of the last beat's record: shown to people, never decided upon."""
 
 
-_DOCUMENT = ("classes", "labels", "capacity", "web", "role", "version", "settings_hash", "cluster", "replaces", "state")
+_DOCUMENT = {
+    "state": str,
+    "classes": Mapping,
+    "labels": Mapping,
+    "capacity": int,
+    "web": str,
+    "role": str,
+    "version": str,
+    "settings_hash": str,
+    "cluster": str,
+    "replaces": str | list | None,
+    "not_loadable": list | tuple,
+}
 
 
 class Members:
@@ -54,35 +67,32 @@ class Members:
         self._live: dict[str, Member] = {}
         self._dead: dict[str, str] = {}
         self._beats: dict[str, deque[int]] = {}
+        self._silent_before = -1
+        """Some member has beaten SILENT_BEATS times from this offset on."""
         self.offset = -1
         """Offset of the last heartbeat applied."""
 
     def apply(self, doc: Json, offset: int, at_ms: int = 0) -> bool:
-        """Take one heartbeat. Returns whether who is there, or what somebody can run, has changed."""
+        """Take one heartbeat. Returns whether who is there, or what somebody can run, has changed.
+
+        Raises ValueError, and changes nothing, for a document whose fields are not what placement relies on.
+        """
         self.offset = max(self.offset, offset)
         incarnation, skald_id = doc.get("incarnation"), doc.get("skald_id")
         if not isinstance(incarnation, str) or not isinstance(skald_id, str) or incarnation in self._dead:
             return False
         before = self._live.get(incarnation)
-        member = before or Member(skald_id, incarnation)
-        member = replace(
-            member,
-            n=int(doc.get("n", 0)),
-            last_offset=offset,
-            running=int(doc.get("running", member.running)),
-            at_ms=at_ms,
-        )
-        known = {name: doc[name] for name in _DOCUMENT if name in doc}
-        if "not_loadable" in doc:
-            known["not_loadable"] = tuple(doc["not_loadable"])
-        if known:
-            member = replace(member, **known)
+        member = _heard(before or Member(skald_id, incarnation), doc, offset, at_ms)
         self._live[incarnation] = member
-        self._beats.setdefault(incarnation, deque(maxlen=BEATS_KEPT)).append(offset)
+        beats = self._beats.setdefault(incarnation, deque(maxlen=BEATS_KEPT))
+        beats.append(offset)
+        if len(beats) >= SILENT_BEATS:
+            self._silent_before = max(self._silent_before, beats[-SILENT_BEATS])
         changed = before is None or _described(before) != _described(member)
-        if member.replaces and member.replaces not in self._dead:
-            self._bury(member.replaces, f"replaced by {incarnation}")
-            changed = True
+        for former in member.replaces:
+            if former not in self._dead:
+                self._bury(former, f"replaced by {incarnation}")
+                changed = True
         if member.state == "leaving":
             self._bury(incarnation, "left")
             changed = True
@@ -119,7 +129,25 @@ class Members:
         return most
 
     def is_silent(self, member: Member) -> bool:
-        return self.beats_missed(member) >= SILENT_BEATS
+        """Whether some other has beaten SILENT_BEATS times since this member's last beat."""
+        return member.last_offset < self._silent_before
+
+
+def _heard(member: Member, doc: Json, offset: int, at_ms: int) -> Member:
+    """The member as this heartbeat says it is."""
+    known = {name: doc[name] for name in _DOCUMENT if name in doc}
+    wrong = [name for name, value in known.items() if not isinstance(value, _DOCUMENT[name])]
+    wrong += [name for name in ("n", "running") if not isinstance(doc.get(name, 0), int)]
+    if "replaces" in known:
+        said = known["replaces"] or ()
+        known["replaces"] = (said,) if isinstance(said, str) else tuple(said)
+        wrong += ["replaces"] * (not all(isinstance(name, str) for name in known["replaces"]))
+    if wrong:
+        raise ValueError(f"wrong type: {', '.join(wrong)}")
+    if "not_loadable" in known:
+        known["not_loadable"] = tuple(known["not_loadable"])
+    running = doc.get("running", member.running)
+    return replace(member, **known, n=doc.get("n", 0), last_offset=offset, running=running, at_ms=at_ms)
 
 
 def _described(member: Member) -> tuple[object, ...]:

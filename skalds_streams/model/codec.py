@@ -21,6 +21,7 @@ from skalds_streams.core.partition import partition_of
 from skalds_streams.core.redact import redact
 from skalds_streams.core.row import Cause, Release, Row, Wanted
 from skalds_streams.errors import WireError
+from skalds_streams.model.deadletter import redrive_reason
 from skalds_streams.model.event import TaskEvent
 from skalds_streams.model.record import Record
 from skalds_streams.model.task import Task
@@ -28,15 +29,23 @@ from skalds_streams.topics import Topics
 
 MAX_TASK_ID_BYTES = 512
 MAX_TEXT = 2_048
+MAX_NAME = 512
+"""Characters of a class name, a skald id, a label."""
+MAX_LABELS = 64
+MAX_STEPS = 20
+MAX_ERROR_BYTES = 64 * 1024
+MAX_INTEGER = 2**53
+"""What every JSON reader keeps exact; a row with more could not even be written."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds on what comes from outside."""
+    """Bounds on what comes from outside. `fan_out_bytes`: parameters of an update times the tasks that it names."""
 
     record_bytes: int = 1_000_000
     ids_per_event: int = 10_000
     attachments_bytes: int = 256 * 1024
+    fan_out_bytes: int = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +105,15 @@ def _parse_command(record: Record, doc: dict[str, Any], topics: Topics, limits: 
     kind = {topics.assign: "Assign", topics.cancel: "Cancel", topics.update: "Update"}[record.topic]
     specs = _specs(event, limits) if kind == "Assign" else {}
     if kind == "Update":
-        _check_attachments(event.attachments, limits, required=True)
-    cause = Cause(kind, record.topic, record.partition, record.offset, record.timestamp_ms, _text(event.reason))
+        size = _check_attachments(event.attachments, limits, required=True)
+        if size * len(ids) > limits.fan_out_bytes:
+            raise WireError(
+                f"{len(ids)} ids times {size} bytes of attachments, the limit is {limits.fan_out_bytes}: send several"
+            )
+    if event.recipient and len(event.recipient) > MAX_NAME:
+        raise WireError(f"recipient has {len(event.recipient)} characters, the limit is {MAX_NAME}")
+    reason = _reason(record, event.reason)
+    cause = Cause(kind, record.topic, record.partition, record.offset, record.timestamp_ms, reason)
     own: list[events.Event] = []
     forwards: list[tuple[str, dict[str, Any]]] = []
     for task_id in ids:
@@ -137,18 +153,30 @@ def _check_id(task_id: str) -> None:
         raise WireError("not a task id: a lone surrogate is no UTF-8")
 
 
-def _check_attachments(attachments: Any, limits: Limits, *, required: bool = False) -> None:
+def _check_attachments(attachments: Any, limits: Limits, *, required: bool = False) -> int:
+    """Returns their size as JSON."""
     if attachments is None:
         if required:
             raise WireError("attachments is missing: an update carries the new parameters")
-        return
+        return 0
     if not isinstance(attachments, dict):
         raise WireError(f"attachments must be an object, not {_json_type(attachments)}")
-    size = len(orjson.dumps(attachments))
+    size = _json_size(attachments)
+    if size is None:
+        raise WireError("attachments are nested too deep to be written down (about 250 levels)")
     if size > limits.attachments_bytes:
         raise WireError(
             f"attachments have {size} bytes, the limit is {limits.attachments_bytes} (SKALDS_MAX_ATTACHMENTS_BYTES)"
         )
+    return size
+
+
+def _json_size(value: Any) -> int | None:
+    """Bytes as JSON; None for what can be read but not written: with four levels of documents around it, too deep."""
+    try:
+        return len(orjson.dumps([[[[value]]]])) - 8
+    except orjson.JSONEncodeError:
+        return None
 
 
 def _specs(event: TaskEvent, limits: Limits) -> dict[str, events.TaskSpec]:
@@ -162,7 +190,7 @@ def _specs(event: TaskEvent, limits: Limits) -> dict[str, events.TaskSpec]:
         if attachments is not None and not isinstance(attachments, dict):
             attachments = attachments.model_dump(mode="json", by_alias=True)
         _check_attachments(attachments, limits)
-        specs[task.id] = events.TaskSpec(
+        specs[task.id] = spec = events.TaskSpec(
             class_name=task.class_name,
             attachments=attachments,
             recipient=task.executor or None,
@@ -172,10 +200,39 @@ def _specs(event: TaskEvent, limits: Limits) -> dict[str, events.TaskSpec]:
             max_restarts=task.max_restarts,
             deadline_at_ms=task.deadline_date_time if "deadline_date_time" in task.model_fields_set else None,
         )
+        try:
+            _check_spec(spec)
+        except ValueError as error:
+            raise WireError(f"tasks[{at}]: {error}") from None
     unnamed = specs.keys() - set(event.task_ids)
     if unnamed:
         raise WireError(f"tasks describes {sorted(unnamed)[0]!r}, which taskIds does not name")
     return specs
+
+
+def _check_spec(spec: events.TaskSpec) -> None:
+    """What decide and the row rely on. Raises ValueError."""
+    for name in ("class_name", "recipient"):
+        text = getattr(spec, name)
+        if text is not None and not (isinstance(text, str) and len(text) <= MAX_NAME):
+            raise ValueError(f"{name} must be a text of at most {MAX_NAME} characters")
+    for name, least in (("weight", 1), ("priority", 0), ("max_restarts", 0), ("deadline_at_ms", 0)):
+        number = getattr(spec, name)
+        if number is not None and _integer(number) < least:
+            raise ValueError(f"{name} must be at least {least}")
+    labels = spec.requires
+    if labels is not None and not (isinstance(labels, dict) and len(labels) <= MAX_LABELS and _are_names(labels)):
+        raise ValueError(f"requires must be at most {MAX_LABELS} labels with texts of at most {MAX_NAME} characters")
+
+
+def _are_names(labels: Mapping[Any, Any]) -> bool:
+    return all(isinstance(item, str) and len(item) <= MAX_NAME for pair in labels.items() for item in pair)
+
+
+def _integer(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or abs(value) > MAX_INTEGER:
+        raise ValueError(f"not a whole number, or above {MAX_INTEGER}")
+    return value
 
 
 def _command(
@@ -212,8 +269,13 @@ _SPEC_FIELDS = (
 )
 
 
-def _text(text: str | None) -> str | None:
-    return text[:MAX_TEXT] if text else None
+def _reason(record: Record, given: object) -> str | None:
+    """What the event says itself; else that it is a dead letter which was sent again, if it is one."""
+    return _text(given) or _text(redrive_reason(record.headers))
+
+
+def _text(text: object) -> str | None:
+    return text[:MAX_TEXT] if isinstance(text, str) and text else None
 
 
 # -- forwarded commands
@@ -237,26 +299,29 @@ def _forward(
     }
 
 
-def _forwarded(record: Record, doc: dict[str, Any], task_id: str) -> events.Assign | events.Cancel | events.Update:
-    origin_cause = doc["cause"]
-    cause = Cause(
-        doc["command"],
-        record.topic,
-        record.partition,
-        record.offset,
-        int(origin_cause["at_ms"]),
-        _text(origin_cause.get("reason")),
-    )
-    origin: dict[str, Any] = {
-        "origin": f"{origin_cause['topic']}/{int(origin_cause['partition'])}",
-        "origin_offset": int(origin_cause["offset"]),
-    }
-    if doc["command"] == "Cancel":
+def _forwarded(
+    record: Record, doc: dict[str, Any], task_id: str, topics: Topics, limits: Limits
+) -> events.Assign | events.Cancel | events.Update:
+    command, came = doc["command"], doc["cause"]
+    topic = {"Assign": topics.assign, "Cancel": topics.cancel, "Update": topics.update}[command]
+    partition = _integer(came["partition"])
+    if came["topic"] != topic or not 0 <= partition < topics.partitions:
+        raise ValueError(f"{command} does not come from {topic}")
+    at_ms, reason = _integer(came["at_ms"]), _reason(record, came.get("reason"))
+    cause = Cause(command, record.topic, record.partition, record.offset, at_ms, reason)
+    origin: dict[str, Any] = {"origin": f"{topic}/{partition}", "origin_offset": _integer(came["offset"])}
+    if command == "Cancel":
         return events.Cancel(task_id, cause, **origin)
-    if doc["command"] == "Update":
+    if command == "Update":
+        _check_attachments(doc["attachments"], limits, required=True)
         return events.Update(task_id, cause, attachments=doc["attachments"], merge=bool(doc.get("merge")), **origin)
-    spec = events.TaskSpec(**(doc.get("spec") or {}))
-    return _assign(task_id, cause, spec=spec, recipient=doc.get("recipient"), action=doc.get("action"), **origin)
+    given = doc.get("spec") or {}
+    spec = events.TaskSpec(**{name: given.get(name) for name in _SPEC_FIELDS})
+    _check_spec(spec)
+    _check_attachments(spec.attachments, limits)
+    recipient = doc.get("recipient") or None
+    _check_spec(events.TaskSpec(recipient=recipient))
+    return _assign(task_id, cause, spec=spec, recipient=recipient, action=doc.get("action"), **origin)
 
 
 # -- reports
@@ -281,37 +346,47 @@ def _parse_report(record: Record, doc: dict[str, Any], topics: Topics, limits: L
         raise WireError(f"a report of {task_id!r} belongs into partition {partition_of(task_id, topics.partitions)}")
     try:
         if kind == "Forwarded":
-            _check_attachments(doc.get("attachments"), limits)
-            return [_forwarded(record, doc, task_id)]
+            return [_forwarded(record, doc, task_id, topics, limits)]
         return [_report(record, doc, task_id)]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise WireError(f"not a {kind} report: {type(error).__name__}: {error}") from None
+        named = kind[:40] if isinstance(kind, str) else _json_type(kind)
+        raise WireError(f"not a {named} report: {type(error).__name__}: {error}") from None
 
 
 def _report(record: Record, doc: dict[str, Any], task_id: str) -> events.Event:
     kind = doc["kind"]
-    cause = Cause(kind, record.topic, record.partition, record.offset, record.timestamp_ms, _text(doc.get("reason")))
+    if kind not in _RUN_REPORTS and kind not in ("Retry", "Deadline", "Expired"):
+        raise ValueError("unknown kind")
+    reason = _reason(record, doc.get("reason"))
+    cause = Cause(kind, record.topic, record.partition, record.offset, record.timestamp_ms, reason)
     if kind == "Retry":
-        return events.Retry(task_id, cause, int(doc["epoch"]), int(doc["attempt"]))
+        return events.Retry(task_id, cause, _integer(doc["epoch"]), _integer(doc["attempt"]))
     if kind == "Deadline":
-        return events.Deadline(task_id, cause, int(doc["deadline_at_ms"]))
+        return events.Deadline(task_id, cause, _integer(doc["deadline_at_ms"]))
     if kind == "Expired":
-        return events.Expired(task_id, cause, int(doc["revision"]))
+        return events.Expired(task_id, cause, _integer(doc["revision"]))
     more: dict[str, Any] = {}
     if kind in ("Running", "Applied", "Refused"):
-        more["version"] = int(doc["version"])
+        more["version"] = _integer(doc["version"])
     if kind in ("Refused", "Failed"):
-        error = doc.get("error")
-        if error is not None and not isinstance(error, dict):
-            raise ValueError("error must be an object")
-        more["error"] = error
+        more["error"] = _error(doc.get("error"))
     if kind == "Failed":
         more["retryable"] = bool(doc.get("retryable", True))
     if kind == "Stopped":
-        more["steps"] = tuple(str(item) for item in doc.get("steps") or ())
-    if kind not in _RUN_REPORTS:
-        raise ValueError(f"unknown kind {kind!r}")
-    return _RUN_REPORTS[kind](task_id, cause, int(doc["epoch"]), str(doc["incarnation"]), **more)
+        more["steps"] = tuple(str(_text(item)) for item in (doc.get("steps") or ())[:MAX_STEPS])
+    return _RUN_REPORTS[kind](task_id, cause, _integer(doc["epoch"]), str(doc["incarnation"])[:MAX_NAME], **more)
+
+
+def _error(error: Any) -> dict[str, Any] | None:
+    """What a run ended with. Too much of it is cut, not refused: the end of a run must never go unheard."""
+    if error is None:
+        return None
+    if not isinstance(error, dict):
+        raise ValueError("error must be an object")  # noqa: TRY004  # becomes a WireError
+    size = _json_size(error)
+    if size is not None and size <= MAX_ERROR_BYTES:
+        return error
+    return {"type": _text(error.get("type")), "message": _text(error.get("message")), "field": None, "traceback": []}
 
 
 # -- rows, positions, history
@@ -326,7 +401,7 @@ def decode_row(value: bytes) -> Row:
     """Raises WireError for what is no row or a newer format."""
     try:
         return Row.from_doc(orjson.loads(value))
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise WireError(f"not an ownership row: {error}") from None
 
 
@@ -377,6 +452,7 @@ def history_doc(row: Row, *, words: Collection[str], digest_key: bytes, members_
     doc["attachments_digest"] = digest(row.attachments, digest_key)
     doc["error"] = redact(doc["error"], words)
     doc["refused"] = redact(doc["refused"], words)
+    doc["why"]["reason"] = redact(doc["why"]["reason"], words)
     doc["members_offset"] = members_offset
     return doc
 

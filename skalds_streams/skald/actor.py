@@ -51,6 +51,15 @@ class Actor:
         return Run(self.epoch, self._version, stopping=self._stop_reason is not None)
 
     @property
+    def weight(self) -> int:
+        return self._row.weight
+
+    @property
+    def stop_most_s(self) -> float:
+        """Seconds until SIGKILL, once it is asked to stop."""
+        return sum(self._budgets(self._row.class_name or ""))
+
+    @property
     def pid(self) -> int | None:
         return self._host.pid if self._host is not None else None
 
@@ -98,15 +107,33 @@ class Actor:
         )
         started_with = spec.version
         try:
-            self._host = await self._pool.run(spec, self._on_event)
+            self._host = await self._start(spec)
         except HostError as error:
+            if self._stop_reason is not None:
+                self._say_end(None)
+                return
             self._reporter.say(
                 "Failed", self.task_id, self.epoch, error=_error("HostError", str(error)), retryable=True
             )
             return
+        if self._host is None:
+            self._say_end(None)
+            return
         if self._version != started_with:
             await self._send(self._host)
         self._say_end(await self._until_ended(self._host))
+
+    async def _start(self, spec: RunSpec) -> Host | None:
+        """None when a stop was asked before there was a host: then nothing has run, and nothing will."""
+        starting = asyncio.ensure_future(self._pool.run(spec, self._on_event))
+        asked = asyncio.ensure_future(self._stop_asked.wait())
+        try:
+            await asyncio.wait({starting, asked}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            asked.cancel()
+            starting.cancel()  # nothing when it is done
+        await asyncio.wait({starting})
+        return None if starting.cancelled() else starting.result()
 
     async def _until_ended(self, host: Host) -> ExitInfo:
         ended = asyncio.ensure_future(host.wait_ended())

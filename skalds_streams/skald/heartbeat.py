@@ -42,7 +42,7 @@ class Heartbeat:
         running: Callable[[], int],
         seen: Callable[[], int],
     ) -> None:
-        """describe: the long-lived part of the document; running: workers here; seen: last heartbeat offset read."""
+        """describe: the long-lived part of the document; running: units of capacity in use; seen: last beat read."""
         self._topics = topics
         self._client = {**client, "request_timeout_ms": REQUEST_TIMEOUT_MS}
         self._skald_id, self._incarnation = skald_id, incarnation

@@ -2,7 +2,8 @@
 
 Rules: the lock (flock) is on a file in the data directory, on a local file system; its descriptor is sent to every
 worker host and nobody ever calls LOCK_UN, so whoever gets the lock knows that the former process and all its workers
-are gone, and may say `replaces`. The file says whose lock it was. An unset id is drawn once and kept as the name of
+are gone, and may say `replaces`. The file says whose lock it was, and whom that one had to replace and may not have said yet: a process
+that ends before its first heartbeat is in the log must not take the news of its predecessors' end along. An unset id is drawn once and kept as the name of
 the file; a second process in the same directory takes another.
 """
 
@@ -16,12 +17,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import orjson
 
 from skalds_streams.errors import ConfigError
 
 WAIT_S = 30.0
+PREDECESSORS_MOST = 1_000
+"""Predecessors that the file keeps while no heartbeat gets through; the oldest is never dropped."""
 POLL_S = 0.1
 
 
@@ -29,13 +33,13 @@ POLL_S = 0.1
 class Identity:
     """`lock_fd` stays open as long as the process lives.
 
-    `replaces`: the incarnation whose end the lock proves, if any.
+    `replaces`: the incarnations whose end the lock proves, oldest first.
     """
 
     skald_id: str
     incarnation: str
     lock_fd: int
-    replaces: str | None
+    replaces: tuple[str, ...]
 
 
 def claim_identity(
@@ -95,27 +99,42 @@ def _try(path: Path, skald_id: str) -> Identity | None:
     except BlockingIOError:
         os.close(descriptor)
         return None
-    former = _read(descriptor)
-    machine, boot = machine_id(), boot_id()
-    here = former.get("machine_id") == machine
-    replaces = former.get("incarnation") if here and former.get("skald_id") == skald_id else None
-    incarnation = f"{secrets.token_hex(8)}"
+    identity = Identity(skald_id, secrets.token_hex(8), descriptor, _predecessors(_read(descriptor), skald_id))
+    _write(identity, identity.replaces)
+    return identity
+
+
+def forget_predecessors(identity: Identity) -> None:
+    """The log has a heartbeat of ours, which names them: a successor need not."""
+    _write(identity, ())
+
+
+def _predecessors(former: dict[str, Any], skald_id: str) -> tuple[str, ...]:
+    if former.get("machine_id") != machine_id() or former.get("skald_id") != skald_id:
+        return ()
+    names = [*former.get("replaces", ()), former["incarnation"]]
+    return (*names[:1], *names[1:][1 - PREDECESSORS_MOST :])
+
+
+def _write(identity: Identity, replaces: tuple[str, ...]) -> None:
     document = {
-        "machine_id": machine,
-        "boot_id": boot,
-        "skald_id": skald_id,
-        "incarnation": incarnation,
+        "machine_id": machine_id(),
+        "boot_id": boot_id(),
+        "skald_id": identity.skald_id,
+        "incarnation": identity.incarnation,
+        "replaces": replaces,
         "pid": os.getpid(),
     }
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, orjson.dumps(document), 0)
-    os.fsync(descriptor)
-    return Identity(skald_id, incarnation, descriptor, replaces)
+    text = orjson.dumps(document)
+    # One write, blanks over what was longer: a process that is killed here leaves the former text or this one.
+    os.pwrite(identity.lock_fd, text.ljust(os.fstat(identity.lock_fd).st_size), 0)
+    os.ftruncate(identity.lock_fd, len(text))
+    os.fsync(identity.lock_fd)
 
 
-def _read(descriptor: int) -> dict[str, str]:
+def _read(descriptor: int) -> dict[str, Any]:
     try:
-        document = orjson.loads(os.pread(descriptor, 65_536, 0))
+        document = orjson.loads(os.pread(descriptor, 1_000_000, 0))
     except orjson.JSONDecodeError:
         return {}
     return document if isinstance(document, dict) else {}

@@ -38,8 +38,14 @@ class Supervisor:
         self._closing = False
 
     @property
-    def running(self) -> int:
-        return len(self._actors)
+    def load(self) -> int:
+        """Units of this skald's capacity that are taken: the weights of what runs here."""
+        return sum(actor.weight for actor in self._actors.values())
+
+    @property
+    def stop_most_s(self) -> float:
+        """How long stopping what runs here may take by the budgets of its classes, in seconds."""
+        return max((actor.stop_most_s for actor in self._actors.values()), default=0.0)
 
     @property
     def held(self) -> Iterable[str]:
@@ -48,23 +54,23 @@ class Supervisor:
 
     async def run(self) -> None:
         """Follow the view until cancelled."""
+        now = asyncio.get_running_loop().time
+        next_whole_at = now() + RECONCILE_S
         with self._view.subscribe() as changes:
             while True:
                 tasks: Iterable[str] = ()
-                try:
-                    tasks, _ = await asyncio.wait_for(changes.wait(), RECONCILE_S)
-                except TimeoutError:
-                    tasks = self._everything()
-                for task_id in tasks:
+                with suppress(TimeoutError):
+                    tasks, _ = await asyncio.wait_for(changes.wait(), max(next_whole_at - now(), 0.0))
+                if now() >= next_whole_at:  # also when something changes all the time: every heartbeat is a change
+                    tasks = {*tasks, *self._everything()}
+                    next_whole_at = now() + RECONCILE_S
+                for task_id in sorted(tasks):
                     await self.look_at(task_id)
 
-    def _everything(self) -> list[str]:
-        held = [
-            i
-            for i, row in self._view.rows.items()
-            if row.holder is not None and row.holder.incarnation == self._incarnation
-        ]
-        return [*held, *(task_id for task_id in self._actors if task_id not in held)]
+    def _everything(self) -> set[str]:
+        rows = self._view.rows.items()
+        held = {i for i, row in rows if row.holder is not None and row.holder.incarnation == self._incarnation}
+        return held | self._actors.keys()
 
     async def look_at(self, task_id: str) -> None:
         """Do the one thing that is to be done for one task now."""
@@ -122,5 +128,4 @@ class Supervisor:
             actor.stop(LEAVING)
         tasks = list(self._tasks.values())
         if tasks:
-            with suppress(asyncio.CancelledError):
-                await asyncio.wait(tasks)
+            await asyncio.wait(tasks)

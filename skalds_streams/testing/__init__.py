@@ -1,1 +1,1 @@
-"""Tools for tests: of this project, and of those who use it."""
+"""Tools that test the product: the simulator of whole worlds. Nothing here is imported by a running system."""

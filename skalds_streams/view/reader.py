@@ -55,8 +55,8 @@ class TopicReader:
 
     async def _read(self) -> None:
         consumer = log_consumer(self._client)
-        await consumer.start()
         try:
+            await consumer.start()
             consumer.assign(self._tps)
             ends = await consumer.end_offsets(self._tps)
             for tp in self._tps:

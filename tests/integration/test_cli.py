@@ -259,7 +259,7 @@ async def test_assign_update_cancel_and_what_is_shown_of_them(system: System) ->
     said = await system.call("ps")
     lines = said.out.splitlines()
     assert (said.code, len(lines)) == (0, 3)
-    assert lines[1].split()[:7] == ["cam-1", "Cam", "Running", "s1", "1", "fps=-1", "password=***"]
+    assert lines[1].split()[:7] == ["cam-1", "Cam", "Running", "s1", "1", "fps=10", "password=***"]
     assert "v3 refused, v2 runs" in lines[1]
 
     said = await system.call("describe", "cam-1", "-n", "3")

@@ -1,8 +1,12 @@
-"""What the property tests draw from: tasks, moves (an event told by how it relates to the row), records."""
+"""What the property tests draw: histories of moves, a move being an event told by how it relates to the row it meets.
+
+A history is decoded from bytes, sixteen a move: drawing every field by a strategy of its own took most of the time.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from hypothesis import strategies as st
@@ -12,46 +16,35 @@ from skalds_streams.core.decide import Context
 from skalds_streams.core.placement import Choice
 from skalds_streams.core.row import Cause, Release, Row, Wanted
 
-SKALDS = ("a", "b", "c")
-NOW = st.integers(0, 5_000)
-TIMES = st.integers(-50, 6_000)
-"""Of records: also from before the epoch and from ahead of our clock."""
-NAMES = st.sampled_from(["fps", "url", "x"])
-VALUES = st.one_of(st.none(), st.booleans(), st.integers(-3, 3), st.text(max_size=3))
-PARAMETERS = st.dictionaries(NAMES, st.one_of(VALUES, st.dictionaries(NAMES, VALUES, max_size=2)), max_size=3)
-SPECS = st.builds(
-    events.TaskSpec,
-    class_name=st.sampled_from([None, "Cam", "Feed"]),
-    attachments=st.none() | PARAMETERS,
-    recipient=st.sampled_from([None, None, *SKALDS]),
-    requires=st.none() | st.dictionaries(st.sampled_from(["gpu"]), st.sampled_from(["yes", "no"]), max_size=1),
-    weight=st.none() | st.integers(1, 3),
-    priority=st.none() | st.integers(0, 10),
-    max_restarts=st.none() | st.integers(0, 2),
-)
+MOVE_BYTES = 16
+MOVES_MOST = 20
+EPOCH_FLOOR, REVISION_FLOOR = 2, 7
 COMMANDS = ("assign", "cancel", "update")
-REPORTS = (
-    events.Running,
-    events.Applied,
-    events.Refused,
-    events.Stopped,
-    events.Finished,
-    events.Failed,
-    events.Lost,
-)
+OURS = ("retry", "deadline", "expired")
+"""Kinds that coordinators write."""
+REPORTS: dict[str, Any] = {
+    "running": events.Running,
+    "applied": events.Applied,
+    "refused": events.Refused,
+    "stopped": events.Stopped,
+    "finished": events.Finished,
+    "failed": events.Failed,
+    "lost": events.Lost,
+}
 
 
 @dataclass(frozen=True)
 class Move:
-    """One event, told by how it relates to the row that it meets: so that reports hit their run often, but not always.
+    """One event. Numbers are relative to the row, so that reports hit their run often, but not always.
 
-    `epoch`: added to the row's; `version`: added to that of the row's parameters; `to`: whom placement picks.
+    `epoch`, `attempt`, `version`: added to the row's; `mine`: from the incarnation that holds it; `to`: whom placement
+    picks.
     """
 
     kind: str
     at_ms: int = 0
     now_ms: int = 0
-    spec: events.TaskSpec = events.TaskSpec()
+    spec: events.TaskSpec = field(default_factory=events.TaskSpec)
     then: Wanted = Wanted.RUN
     release: Release | None = None
     parameters: Any = None
@@ -65,10 +58,10 @@ class Move:
     attempt: int = 0
     to: str | None = "a"
 
-    def context(self) -> Context:
+    def context(self, epoch_floor: int = EPOCH_FLOOR, revision_floor: int = REVISION_FLOOR) -> Context:
         """What decide may know when this move is made."""
         choice = Choice(self.to, f"{self.to}1") if self.to else Choice(waiting={"a": "full 8/8"})
-        return Context(now_ms=self.now_ms, choose=lambda row: choice, epoch_floor=2, revision_floor=7)
+        return Context(self.now_ms, lambda row: choice, epoch_floor, revision_floor)
 
     def event(self, row: Row | None, offset: int) -> events.Event:
         """The event for a row as it stands."""
@@ -82,41 +75,79 @@ class Move:
             return events.Cancel("t", cause, **origin)
         if self.kind == "update":
             return events.Update("t", cause, attachments=self.parameters, merge=self.merge, **origin)
-        epoch = (row.epoch if row else 0) + self.epoch
+        epoch, attempt = (row.epoch, row.attempt) if row else (0, 0)
         if self.kind == "retry":
-            return events.Retry("t", cause, epoch, (row.attempt if row else 0) + self.attempt)
-        return self._report(row, cause, epoch)
+            return events.Retry("t", cause, epoch + self.epoch, attempt + self.attempt)
+        if self.kind == "deadline":
+            return events.Deadline("t", cause, (row.deadline_at_ms if row else 0) + self.epoch)
+        if self.kind == "expired":
+            return events.Expired("t", cause, (row.revision if row else 0) + self.epoch)
+        return self._report(row, cause, epoch + self.epoch)
 
     def _report(self, row: Row | None, cause: Cause, epoch: int) -> events.Event:
-        kind = next(item for item in REPORTS if item.__name__.lower() == self.kind)
         holder = row.holder if row else None
-        incarnation = holder.incarnation if holder and self.mine else "z9"
         more: dict[str, Any] = {}
-        if kind in (events.Running, events.Applied, events.Refused):
+        if self.kind in ("running", "applied", "refused"):
             more["version"] = max((row.attachments_version if row else 0) + self.version, 0)
-        if kind is events.Failed:
+        if self.kind == "failed":
             more["retryable"] = self.retryable
-        cause = Cause(kind.__name__, cause.topic, cause.partition, cause.offset, cause.at_ms)
-        return kind("t", cause, epoch, incarnation, **more)
+        report: events.Event = REPORTS[self.kind](
+            "t", cause, epoch, holder.incarnation if holder and self.mine else "z9", **more
+        )
+        return report
 
 
-_OFTEN = st.sampled_from([0, 0, 0, 0, 1, -1])
-MOVES = st.builds(
-    Move,
-    kind=st.sampled_from([*COMMANDS, *COMMANDS, "retry", *(item.__name__.lower() for item in REPORTS)]),
-    at_ms=TIMES,
-    now_ms=NOW,
-    spec=SPECS,
-    then=st.sampled_from([Wanted.RUN, Wanted.RUN, Wanted.PAUSE]),
-    release=st.sampled_from([None, None, None, Release.RESTART, Release.MOVE]),
-    parameters=PARAMETERS,
-    merge=st.booleans(),
-    origin=st.sampled_from([None, None, "task.assign/3", "task.cancel/1"]),
-    origin_offset=st.integers(0, 20),
-    epoch=_OFTEN,
-    mine=st.sampled_from([True, True, True, False]),
-    version=_OFTEN,
-    retryable=st.booleans(),
-    attempt=_OFTEN,
-    to=st.sampled_from([*SKALDS, *SKALDS, None]),
+_KINDS = (*COMMANDS, *COMMANDS, *OURS, "running", *REPORTS)
+_PARAMETERS: Sequence[dict[str, Any]] = (
+    {},
+    {"fps": 1},
+    {"fps": 2, "url": "u"},
+    {"url": None},
+    {"fps": {"x": 1, "y": None}},
+    {"fps": {"y": [1]}, "deep": {"a": {"b": None}}},
 )
+_SPECS = (
+    events.TaskSpec(),
+    events.TaskSpec(class_name="Cam", attachments={"fps": 30}),
+    events.TaskSpec(class_name="Cam", attachments={"fps": 30}, max_restarts=0),
+    events.TaskSpec(class_name="Feed", recipient="b", weight=2, deadline_at_ms=2_000),
+    events.TaskSpec(recipient="a", requires={"gpu": "yes"}, attachments={}),
+    events.TaskSpec(class_name="Cam", priority=3, max_restarts=1, attachments={"fps": 1, "url": "u"}),
+)
+_OFTEN_0 = (0, 0, 0, 0, 0, 0, 1, -1)
+
+
+def _pick(choices: Sequence[Any], byte: int) -> Any:
+    return choices[byte % len(choices)]
+
+
+def move_of(data: bytes) -> Move:
+    """A move from MOVE_BYTES bytes. Times reach from before the epoch to ahead of our clock."""
+    return Move(
+        kind=_pick(_KINDS, data[0]),
+        at_ms=int.from_bytes(data[1:3], "big") % 6_000 - 50,
+        now_ms=int.from_bytes(data[3:5], "big") % 5_000,
+        spec=_pick(_SPECS, data[5]),
+        then=_pick((Wanted.RUN, Wanted.RUN, Wanted.PAUSE), data[6]),
+        release=_pick((None, None, None, Release.RESTART, Release.MOVE), data[7]),
+        parameters=_pick(_PARAMETERS, data[8]),
+        merge=bool(data[9] & 1),
+        retryable=bool(data[9] & 2),
+        origin=_pick((None, None, "task.assign/3", "task.cancel/1"), data[10]),
+        origin_offset=data[11] % 20,
+        epoch=_pick(_OFTEN_0, data[12]),
+        attempt=_pick(_OFTEN_0, data[12] >> 4),
+        mine=data[13] % 4 > 0,
+        version=_pick(_OFTEN_0, data[14]),
+        to=_pick(("a", "b", "a", "b", "c", None), data[15]),
+    )
+
+
+def _moves_of(data: bytes) -> list[Move]:
+    return [move_of(data[at : at + MOVE_BYTES]) for at in range(0, len(data) - MOVE_BYTES + 1, MOVE_BYTES)]
+
+
+MOVES = st.binary(min_size=MOVE_BYTES, max_size=MOVE_BYTES).map(move_of)
+HISTORIES = st.binary(max_size=MOVE_BYTES * MOVES_MOST).map(_moves_of)
+LONG_HISTORIES = st.binary(min_size=MOVE_BYTES * MOVES_MOST, max_size=MOVE_BYTES * MOVES_MOST).map(_moves_of)
+PARAMETERS = st.sampled_from(_PARAMETERS)

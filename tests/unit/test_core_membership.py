@@ -43,6 +43,12 @@ def test_replaces_and_leaving_are_death_and_death_is_final() -> None:
     assert members.is_dead("b1")
 
 
+def test_one_heartbeat_may_replace_several() -> None:
+    members = Members()
+    members.apply({"skald_id": "a", "incarnation": "a3", "n": 1, "replaces": ["a1", "a2"], "state": "up"}, 1)
+    assert (members.is_dead("a1"), members.is_dead("a2"), members.is_dead("a3")) == (True, True, False)
+
+
 def test_a_silent_member_is_not_dead_but_gets_nothing() -> None:
     members = Members()
     up(members, "a", 0)

@@ -8,18 +8,32 @@ from pathlib import Path
 import pytest
 
 from skalds_streams.errors import ConfigError
-from skalds_streams.skald.identity import claim_identity
+from skalds_streams.skald.identity import claim_identity, forget_predecessors
 
 
 def test_the_next_process_replaces_the_former_once_its_lock_is_free(tmp_path: Path) -> None:
     first = claim_identity(tmp_path, "node-1")
-    assert first.replaces is None
+    assert first.replaces == ()
     with pytest.raises(ConfigError, match="another process on this machine"):
         claim_identity(tmp_path, "node-1", wait_s=0, sleep=lambda seconds: None)
     os.close(first.lock_fd)
     second = claim_identity(tmp_path, "node-1")
-    assert (second.replaces, second.incarnation != first.incarnation) == (first.incarnation, True)
+    assert (second.replaces, second.incarnation != first.incarnation) == ((first.incarnation,), True)
     os.close(second.lock_fd)
+
+
+def test_a_process_that_ended_before_its_first_heartbeat_takes_no_news_along(tmp_path: Path) -> None:
+    lives = []
+    for _ in range(3):
+        lives.append(claim_identity(tmp_path, "node-1"))
+        os.close(lives[-1].lock_fd)
+    assert lives[2].replaces == (lives[0].incarnation, lives[1].incarnation)
+    third = claim_identity(tmp_path, "node-1")
+    forget_predecessors(third)
+    os.close(third.lock_fd)
+    fourth = claim_identity(tmp_path, "node-1")
+    assert fourth.replaces == (third.incarnation,)
+    os.close(fourth.lock_fd)
 
 
 def test_a_descriptor_that_a_host_still_has_keeps_the_lock(tmp_path: Path) -> None:
@@ -38,7 +52,7 @@ def test_an_unset_id_is_kept_and_a_second_process_draws_its_own(tmp_path: Path) 
     assert first.skald_id != second.skald_id
     os.close(first.lock_fd)
     again = claim_identity(tmp_path, None)
-    assert (again.skald_id, again.replaces) == (first.skald_id, first.incarnation)
+    assert (again.skald_id, again.replaces) == (first.skald_id, (first.incarnation,))
     os.close(second.lock_fd)
     os.close(again.lock_fd)
 
@@ -49,7 +63,7 @@ def test_another_machines_lock_file_proves_nothing(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace('"machine_id":"', '"machine_id":"other-'))
     os.close(first.lock_fd)
     second = claim_identity(tmp_path, "node-1")
-    assert second.replaces is None
+    assert second.replaces == ()
     os.close(second.lock_fd)
 
 

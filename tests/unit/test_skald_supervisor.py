@@ -1,0 +1,260 @@
+"""What runs here follows the rows: starting, pushing, stopping, and what is said of it. Hosts are fakes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from skalds_streams.core.row import Holder, Row, Status, Wanted
+from skalds_streams.errors import HostError
+from skalds_streams.skald import supervisor as supervisor_module
+from skalds_streams.skald.hosts import ExitInfo, RunSpec
+from skalds_streams.skald.supervisor import Supervisor
+from skalds_streams.topics import Topics
+from skalds_streams.view.cluster import ClusterView
+
+pytestmark = pytest.mark.anyio
+
+
+async def until(condition: Callable[[], Any], what: str = "it happens") -> None:
+    for _ in range(2_000):
+        if condition():
+            return
+        await asyncio.sleep(0)
+    raise AssertionError(f"never: {what}")
+
+
+def row(task_id: str = "t", epoch: int = 1, *, held_by: str = "me", **more: Any) -> Row:
+    values: dict[str, Any] = {"class_name": "Cam", "wanted": Wanted.RUN, "status": Status.ASSIGNING, **more}
+    return Row(task_id, holder=Holder("a", held_by, epoch), epoch=epoch, **values)
+
+
+class FakeHost:
+    def __init__(self, spec: RunSpec, on_event: Callable[[dict[str, Any]], None]) -> None:
+        self.spec, self.say = spec, on_event
+        self.pid = 1
+        self.steps: list[str] = []
+        self.updates: list[int] = []
+        self.stops: list[str] = []
+        self.killed = False
+        self.update_error: HostError | None = None
+        self.stop_error: Exception | None = None
+        self.ended: asyncio.Future[ExitInfo] = asyncio.get_running_loop().create_future()
+
+    async def update(self, version: int, attachments: Any) -> None:
+        if self.update_error is not None:
+            raise self.update_error
+        self.updates.append(version)
+
+    async def stop(self, reason: str, *, release_s: float, terminate_s: float) -> ExitInfo:
+        self.stops.append(reason)
+        if self.stop_error is not None:
+            raise self.stop_error
+        self.say({"op": "stopped"})
+        self.end()
+        return await self.ended
+
+    async def wait_ended(self) -> ExitInfo:
+        return await asyncio.shield(self.ended)
+
+    def kill(self) -> None:
+        self.killed = True
+        self.end("signal 9 (SIGKILL)")
+
+    def end(self, reason: str = "exit 0") -> None:
+        if not self.ended.done():
+            self.ended.set_result(ExitInfo(0, reason))
+
+
+class World:
+    """A supervisor, a view without readers, a pool whose hosts do what the test says."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self.view = ClusterView(Topics.named(app="x"), {})
+        self.hosts: list[FakeHost] = []
+        self.may_start = asyncio.Event()
+        self.may_start.set()
+        self.start_error: HostError | None = None
+        self.said: list[tuple[str, str, int]] = []
+        self.details: list[dict[str, Any]] = []
+        self.catalogue = SimpleNamespace(classes={"Cam": {"release_s": 20.0, "terminate_s": 3.0}})
+        self.supervisor = Supervisor(
+            self.view, cast("Any", self), cast("Any", self._reporter()), incarnation="me", log_dir=tmp_path
+        )
+
+    async def run(self, spec: RunSpec, on_event: Callable[[dict[str, Any]], None]) -> FakeHost:
+        """As HostPool.run."""
+        await self.may_start.wait()
+        if self.start_error is not None:
+            raise self.start_error
+        self.hosts.append(FakeHost(spec, on_event))
+        return self.hosts[-1]
+
+    def _reporter(self) -> Any:
+        def say(kind: str, task_id: str, epoch: int, **more: Any) -> None:
+            self.said.append((kind, task_id, epoch))
+            self.details.append(more)
+
+        return SimpleNamespace(say=say)
+
+    def show(self, *rows: Row) -> None:
+        """The changelog brings these rows."""
+        for item in rows:
+            self.view._state.rows[item.task_id] = item
+            for changes in self.view._subscribers:
+                changes.note_task(item.task_id)
+
+    async def one_host(self) -> FakeHost:
+        await until(lambda: self.hosts, "a host is started")
+        return self.hosts[-1]
+
+
+@asynccontextmanager
+async def supervised(tmp_path: Path) -> AsyncIterator[World]:
+    world = World(tmp_path)
+    task = asyncio.create_task(world.supervisor.run())
+    await asyncio.sleep(0)
+    try:
+        yield world
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def test_a_row_of_ours_is_started_once_and_its_end_is_said(tmp_path: Path) -> None:
+    async with supervised(tmp_path) as world:
+        world.show(row(), row("foreign", held_by="other"))
+        host = await world.one_host()
+        world.show(row(status=Status.RUNNING, revision=5))
+        host.say({"op": "running", "version": 0})
+        host.say({"op": "finished"})
+        host.end()
+        await until(lambda: ("Finished", "t", 1) in world.said)
+        assert (world.said, len(world.hosts)) == ([("Running", "t", 1), ("Finished", "t", 1)], 1)
+        world.show(row())
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert len(world.hosts) == 1, "an epoch that ended here never starts again"
+        world.show(row(epoch=2))
+        await until(lambda: len(world.hosts) == 2)
+
+
+async def test_a_stop_that_comes_before_there_is_a_host_runs_nothing(tmp_path: Path) -> None:
+    async with supervised(tmp_path) as world:
+        world.may_start.clear()
+        world.show(row())
+        await until(lambda: world.supervisor.held)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        world.show(row(wanted=Wanted.CANCEL))
+        await until(lambda: world.said)
+        world.may_start.set()
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert (world.said, world.hosts) == ([("Stopped", "t", 1)], [])
+
+
+async def test_parameters_that_come_while_it_starts_are_pushed_after_it(tmp_path: Path) -> None:
+    async with supervised(tmp_path) as world:
+        world.may_start.clear()
+        world.show(row(attachments={"fps": 1}, attachments_version=1))
+        await until(lambda: world.supervisor.held)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        world.show(row(attachments={"fps": 2}, attachments_version=2))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        world.may_start.set()
+        host = await world.one_host()
+        await until(lambda: host.updates)
+        assert (host.spec.version, host.updates) == (1, [2])
+
+
+async def test_parameters_that_a_host_does_not_take_are_refused_and_end_nothing(tmp_path: Path) -> None:
+    async with supervised(tmp_path) as world:
+        world.show(row(), row("sibling"))
+        await until(lambda: len(world.hosts) == 2)
+        host = next(item for item in world.hosts if item.spec.task_id == "t")
+        host.update_error = HostError("a peer has not taken 4194304 bytes")
+        world.show(row(attachments={"fps": 2}, attachments_version=1))
+        await until(lambda: world.said)
+        assert (world.said, world.details[0]["version"]) == ([("Refused", "t", 1)], 1)
+        assert set(world.supervisor.held) == {"t", "sibling"}
+
+
+@pytest.mark.parametrize("error", [HostError("frame 'stop' is not sent"), RuntimeError("a defect")])
+async def test_no_end_is_said_while_the_host_lives(error: Exception, tmp_path: Path) -> None:
+    """Else the task would be given to another skald, and run twice."""
+    async with supervised(tmp_path) as world:
+        world.show(row())
+        host = await world.one_host()
+        host.stop_error = error
+        host.kill = lambda: setattr(host, "killed", True)  # type: ignore[method-assign]  # it takes a while to die
+        world.show(row(wanted=Wanted.CANCEL))
+        await until(lambda: host.killed)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert world.said == []
+        host.end("signal 9 (SIGKILL)")
+        await until(lambda: world.said)
+        assert world.said == [("Failed", "t", 1)]
+
+
+async def test_a_host_that_does_not_come_is_a_failure_unless_a_stop_was_asked(tmp_path: Path) -> None:
+    async with supervised(tmp_path) as world:
+        world.start_error = HostError("no worker host in 30 s")
+        world.show(row())
+        await until(lambda: world.said)
+        assert (world.said, world.details[0]["retryable"]) == ([("Failed", "t", 1)], True)
+
+
+async def test_a_row_given_and_withdrawn_before_it_ran_is_answered(tmp_path: Path) -> None:
+    async with supervised(tmp_path) as world:
+        world.show(row(wanted=Wanted.CANCEL))
+        await until(lambda: world.said)
+        assert (world.said, world.hosts) == ([("Stopped", "t", 1)], [])
+
+
+async def test_leaving_stops_all_at_once_and_reports_nothing(tmp_path: Path) -> None:
+    async with supervised(tmp_path) as world:
+        world.show(row("one"), row("two"))
+        await until(lambda: len(world.hosts) == 2)
+        await world.supervisor.close()
+        assert [host.stops for host in world.hosts] == [["leaving"], ["leaving"]]
+        assert (world.said, tuple(world.supervisor.held)) == ([], ())
+        world.show(row("three"))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert len(world.hosts) == 2
+
+
+async def test_the_net_is_cast_although_something_changes_all_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every heartbeat of the cluster is a change, so five quiet seconds never come."""
+    monkeypatch.setattr(supervisor_module, "RECONCILE_S", 0.02)
+    async with supervised(tmp_path) as world:
+        world.view._state.rows["t"] = row()  # nobody is told
+
+        async def beat() -> None:
+            while not world.hosts:
+                for changes in world.view._subscribers:
+                    changes.note_members()
+                await asyncio.sleep(0.001)
+
+        await asyncio.wait_for(beat(), 5)
+
+
+async def test_load_is_the_sum_of_weights_and_stopping_has_the_longest_budget(tmp_path: Path) -> None:
+    async with supervised(tmp_path) as world:
+        assert (world.supervisor.load, world.supervisor.stop_most_s) == (0, 0.0)
+        world.show(row("one", weight=3), row("two"))
+        await until(lambda: len(world.hosts) == 2)
+        assert (world.supervisor.load, world.supervisor.stop_most_s) == (4, 23.0)
