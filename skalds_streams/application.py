@@ -33,9 +33,8 @@ from skalds_streams.web.routes import setup
 log = structlog.get_logger(__name__)
 
 EXIT_REFUSED = 1
-STOP_MOST_S = 14.0
-"""An orderly stop takes a second or two, beside what the workers may take. Without a broker Faust waits for it for
-ever."""
+STOP_MOST_S = 8.0
+"""Once the workers are gone, an orderly stop takes a second or two. Without a broker Faust would wait for ever."""
 
 
 class Web(web_driver.Web):  # type: ignore[misc]  # faust has no types
@@ -104,6 +103,7 @@ class SkaldsApp(faust.App):  # type: ignore[misc]  # faust has no types
     async def on_stop(self) -> None:
         _end_within(self.runtime.stop_most_s + STOP_MOST_S)
         await self.runtime.leave()
+        _end_within(STOP_MOST_S)
         _send_leave_group(self._consumer)
         await super().on_stop()
         await self.runtime.close()
