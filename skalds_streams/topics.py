@@ -22,6 +22,11 @@ RETENTION_MS = 7 * 24 * 3600 * 1000
 """Inputs, reports and history are kept equally long: the horizon of replay."""
 HEARTBEAT_RETENTION_MS = 3600 * 1000
 
+RECORD_BYTES = str(16 * 1024 * 1024)
+"""A dead letter is a record as it came, and headers; a row holds parameters several times while they change."""
+SEGMENT_BYTES = str(64 * 1024 * 1024)
+"""Only closed segments are compacted, and a journal reads all that is there before it opens."""
+
 POSITIONS_KEY = b"\0positions"
 """Key of the changelog record that holds a partition's positions. No task id starts with NUL."""
 
@@ -73,6 +78,7 @@ class Topics:
         """Every topic with the settings it must have."""
         log_append = {"message.timestamp.type": "LogAppendTime", "retention.ms": str(RETENTION_MS)}
         kept = {"retention.ms": str(RETENTION_MS)}
+        large = {"max.message.bytes": RECORD_BYTES}
         count = self.partitions
         return (
             TopicSpec(self.assign, count, log_append),
@@ -80,7 +86,7 @@ class Topics:
             TopicSpec(self.update, count, log_append),
             TopicSpec(self.report, count, log_append),
             TopicSpec(self.history, count, kept),
-            TopicSpec(self.deadletter, count, kept),
-            TopicSpec(self.changelog, count, {"cleanup.policy": "compact"}),
+            TopicSpec(self.deadletter, count, {**kept, **large}),
+            TopicSpec(self.changelog, count, {"cleanup.policy": "compact", "segment.bytes": SEGMENT_BYTES, **large}),
             TopicSpec(self.heartbeat, 1, {**log_append, "retention.ms": str(HEARTBEAT_RETENTION_MS)}),
         )

@@ -21,7 +21,8 @@ from skalds_streams.core.membership import Members
 from skalds_streams.core.placement import Choice, Load, choose
 from skalds_streams.core.row import Row
 from skalds_streams.errors import SkaldsError, WireError
-from skalds_streams.model.codec import Limits, Positions, encode_positions, encode_row, history_doc, parse
+from skalds_streams.model.codec import Limits, parse
+from skalds_streams.model.documents import Positions, encode_positions, encode_row, history_doc
 from skalds_streams.model.record import Record
 from skalds_streams.topics import POSITIONS_KEY, Topics
 

@@ -21,7 +21,7 @@ from aiokafka.errors import (
 from aiokafka.errors import KafkaError as ClientError
 from faust.exceptions import ConsumerNotStarted
 
-from skalds_streams.model.codec import Positions
+from skalds_streams.model.documents import Positions
 
 ASK_AGAIN_S = 0.5
 ASK_TIMEOUT_S = 10.0

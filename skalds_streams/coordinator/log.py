@@ -23,8 +23,8 @@ from skalds_streams.core.row import Row
 from skalds_streams.errors import FencedError, JournalError, TopicRecreatedError
 from skalds_streams.failpoints import reach
 from skalds_streams.model.changelog import ChangelogState
-from skalds_streams.model.codec import Positions
-from skalds_streams.proxy.client import log_consumer
+from skalds_streams.model.documents import Positions
+from skalds_streams.proxy.client import log_consumer, look_at
 from skalds_streams.topics import Topics
 
 TRANSACTION_TIMEOUT_MS = 10_000
@@ -84,7 +84,7 @@ class PartitionLog:
             max_batch_size=BATCH_BYTES,
         )
         self._producer = producer
-        await producer.start()
+        await _start(producer)
         # An empty transaction sends nothing; beginning it waits for InitProducerId, which is what fences the former
         # owner.
         await producer.begin_transaction()
@@ -94,7 +94,7 @@ class PartitionLog:
         tp = TopicPartition(self._topics.changelog, self.partition)
         consumer = log_consumer(self._client)
         try:
-            await consumer.start()
+            await _start(consumer)
             consumer.assign([tp])
             end = (await consumer.end_offsets([tp]))[tp]
             await consumer.seek_to_beginning(tp)
@@ -119,7 +119,7 @@ class PartitionLog:
             return
         consumer = log_consumer(self._client, committed=False)
         try:
-            await consumer.start()
+            await _start(consumer)
             ends = await consumer.end_offsets(inputs)
         finally:
             await consumer.stop()
@@ -165,7 +165,7 @@ class PartitionLog:
         for topic, items in by_topic.items():
             for batch in _batches(producer, items):
                 future = await producer.send_batch(batch, topic, partition=self.partition)
-                future.add_done_callback(_look_at)
+                future.add_done_callback(look_at)  # when sending the next one fails, this one is not awaited
                 futures.append(future)
         return futures
 
@@ -189,12 +189,6 @@ def _append(batch: Any, output: Output) -> bool:
     return batch.append(key=output.key, value=output.value, timestamp=None, headers=list(output.headers)) is not None
 
 
-def _look_at(future: asyncio.Future[Any]) -> None:
-    """Also when sending the next batch fails and nobody awaits this one: its error has been seen."""
-    if not future.cancelled():
-        future.exception()
-
-
 async def _all(futures: Sequence[asyncio.Future[Any]]) -> None:
     """Wait for every future before raising the first error, so that none is left unread."""
     results = await asyncio.gather(*futures, return_exceptions=True)
@@ -205,15 +199,37 @@ async def _all(futures: Sequence[asyncio.Future[Any]]) -> None:
             raise result
 
 
+async def _start(client: Any) -> None:
+    """Start a client of aiokafka's. Cancelled while it connects it would forget the connection, so it gets a moment."""
+    starting = asyncio.ensure_future(client.start())
+    try:
+        await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        await asyncio.wait({starting}, timeout=CUT_TIMEOUT_S)
+        starting.cancel()
+        await asyncio.wait({starting})
+        look_at(starting)
+        raise
+
+
 async def _discard(producer: AIOKafkaProducer) -> None:
     """Stop it, within STOP_TIMEOUT_S and a moment.
 
     aiokafka's stop() waits until everything is delivered, without a broker for ever, and when it is interrupted its
     sender and its connections live on. What this one still holds belongs to a transaction that is over.
     """
-    with suppress(ClientError, OSError, TimeoutError):
+    try:
         await asyncio.wait_for(producer.stop(), STOP_TIMEOUT_S)
-        return
+    except (ClientError, OSError, TimeoutError):
+        await _cut(producer)
+    # How the last transaction and what was not sent of it ended, which nobody asks any more.
+    unsent = [batch._drain_waiter for queued in producer._message_accumulator._batches.values() for batch in queued]
+    for future in (producer._txn_manager._transaction_waiter, *unsent):
+        if future is not None and future.done():
+            look_at(future)
+
+
+async def _cut(producer: AIOKafkaProducer) -> None:
     sender = producer._sender.sender_task
     for _ in range(2):  # the first cancellation lets it wait for its requests, the second ends that
         if sender is not None and not sender.done():

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from skalds_streams.core.invariants import check_row
 from skalds_streams.core.row import Row
 from skalds_streams.errors import WireError
-from skalds_streams.model.codec import Positions, decode_positions, decode_row
+from skalds_streams.model.documents import Positions, decode_positions, decode_row
 from skalds_streams.topics import POSITIONS_KEY
 
 

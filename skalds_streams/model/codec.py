@@ -1,15 +1,12 @@
-"""Between bytes and the core's values: commands, reports, rows, positions, history.
+"""From the bytes of an input record to the core's events: commands, forwarded commands, reports.
 
-Rules: what can't be understood raises WireError whose text a person can act on, and touches nothing; a secret never
-leaves in history (masked here, once); limits are checked before anything is built. Heartbeats are plain documents and
-are folded in `core.membership`.
+Rules: what can't be understood raises WireError whose text a person can act on, and touches nothing; limits are checked
+before anything is built. What is written is in `documents`; heartbeats are plain and are folded in `core.membership`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +15,7 @@ from pydantic import ValidationError
 
 from skalds_streams.core import events
 from skalds_streams.core.partition import partition_of
-from skalds_streams.core.redact import redact
-from skalds_streams.core.row import Cause, Release, Row, Wanted
+from skalds_streams.core.row import Cause, Release, Wanted
 from skalds_streams.errors import WireError
 from skalds_streams.model.deadletter import redrive_reason
 from skalds_streams.model.event import TaskEvent
@@ -387,78 +383,3 @@ def _error(error: Any) -> dict[str, Any] | None:
     if size is not None and size <= MAX_ERROR_BYTES:
         return error
     return {"type": _text(error.get("type")), "message": _text(error.get("message")), "field": None, "traceback": []}
-
-
-# -- rows, positions, history
-
-
-def encode_row(row: Row) -> bytes:
-    """The changelog's value of a row."""
-    return orjson.dumps(row.to_doc())
-
-
-def decode_row(value: bytes) -> Row:
-    """Raises WireError for what is no row or a newer format."""
-    try:
-        return Row.from_doc(orjson.loads(value))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise WireError(f"not an ownership row: {error}") from None
-
-
-@dataclass(frozen=True, slots=True)
-class Positions:
-    """How far a partition's inputs are applied, and what was ever used there.
-
-    `offsets`: topic → last applied offset.
-    """
-
-    offsets: Mapping[str, int]
-    epoch_floor: int = 0
-    revision_floor: int = 0
-
-
-def encode_positions(positions: Positions) -> bytes:
-    """The changelog's value under POSITIONS_KEY."""
-    return orjson.dumps(
-        {
-            "v": 1,
-            "positions": dict(positions.offsets),
-            "epoch_floor": positions.epoch_floor,
-            "revision_floor": positions.revision_floor,
-        }
-    )
-
-
-def decode_positions(value: bytes) -> Positions:
-    """Raises WireError."""
-    try:
-        doc = orjson.loads(value)
-        if doc["v"] > 1:
-            raise WireError(f"positions of format {doc['v']} are newer than 1")
-        return Positions(
-            {str(k): int(v) for k, v in doc["positions"].items()}, doc["epoch_floor"], doc["revision_floor"]
-        )
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise WireError(f"not a positions record: {error}") from None
-
-
-def history_doc(row: Row, *, words: Collection[str], digest_key: bytes, members_offset: int = -1) -> dict[str, Any]:
-    """The row as the world may see it.
-
-    Parameters are masked, with a keyed digest so that replay can compare what it may not read.
-    """
-    doc = row.public_doc()
-    doc["attachments_masked"] = redact(row.attachments, words)
-    doc["attachments_digest"] = digest(row.attachments, digest_key)
-    doc["error"] = redact(doc["error"], words)
-    doc["refused"] = redact(doc["refused"], words)
-    doc["why"]["reason"] = redact(doc["why"]["reason"], words)
-    doc["members_offset"] = members_offset
-    return doc
-
-
-def digest(value: Any, key: bytes) -> str | None:
-    """Keyed digest of a JSON value, 32 hex digits; None for None."""
-    if value is None:
-        return None
-    return hmac.new(key, orjson.dumps(value, option=orjson.OPT_SORT_KEYS), hashlib.sha256).hexdigest()[:32]

@@ -5,11 +5,12 @@ address, security, and the one tuning that has no public option.
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from collections.abc import Mapping
 from typing import Any
 
-from aiokafka import AIOKafkaConsumer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.consumer.fetcher import Fetcher
 
 from skalds_streams.errors import KafkaError
@@ -62,6 +63,24 @@ def log_consumer(client: Mapping[str, Any], *, committed: bool = True, **more: A
         auto_offset_reset="earliest",
         **more,
     )
+
+
+def look_at(future: asyncio.Future[Any]) -> None:
+    """Take note of how a future has ended, so that nobody complains of an error that is not asked for."""
+    if not future.cancelled():
+        future.exception()
+
+
+def check_alive(producer: AIOKafkaProducer) -> None:
+    """Raises KafkaError when the producer can't send any more, ever: its sender has died of a defect, and says nothing.
+
+    For after an error. The process must end then: whoever just tried again would do so for ever.
+    """
+    sender = producer._sender.sender_task
+    if sender is not None and sender.done():
+        raise KafkaError(
+            f"a producer's sender has died: {sender.exception() if not sender.cancelled() else 'cancelled'!r}"
+        )
 
 
 def record_of(item: Any) -> Record:

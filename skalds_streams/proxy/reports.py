@@ -5,13 +5,16 @@ what skalds report, what coordinators find due and what they forward.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
 from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError as ClientError
 
 from skalds_streams.core.partition import partition_of
+from skalds_streams.proxy.client import check_alive, look_at
 from skalds_streams.topics import Topics
 
 
@@ -36,17 +39,23 @@ class ReportSender:
             await producer.stop()
 
     async def send_reports(self, docs: Sequence[tuple[str, dict[str, Any]]]) -> None:
-        """docs: (task id, document). Raises aiokafka's errors."""
-        if self._producer is None:
+        """docs: (task id, document). Raises aiokafka's errors; KafkaError when it can't send any more."""
+        producer = self._producer
+        if producer is None:
             raise RuntimeError("the report sender is not started")
-        futures = [
-            await self._producer.send(
-                self._topics.report,
-                orjson.dumps(doc),
-                key=task_id.encode(),
-                partition=partition_of(task_id, self._topics.partitions),
-            )
-            for task_id, doc in docs
-        ]
-        for future in futures:
-            await future
+        try:
+            for future in [await self._send(producer, task_id, doc) for task_id, doc in docs]:
+                await future
+        except ClientError:
+            check_alive(producer)
+            raise
+
+    async def _send(self, producer: AIOKafkaProducer, task_id: str, doc: dict[str, Any]) -> asyncio.Future[Any]:
+        future: asyncio.Future[Any] = await producer.send(
+            self._topics.report,
+            orjson.dumps(doc),
+            key=task_id.encode(),
+            partition=partition_of(task_id, self._topics.partitions),
+        )
+        future.add_done_callback(look_at)  # when one before it fails, this one is not awaited
+        return future

@@ -11,7 +11,7 @@ import orjson
 from skalds_streams.coordinator.batch import Secrecy
 from skalds_streams.core.redact import redact
 from skalds_streams.core.row import Row
-from skalds_streams.model.codec import digest, history_doc
+from skalds_streams.model.documents import digest, history_doc
 from skalds_streams.replay.recording import Entry
 
 QUIET_FIELDS = frozenset(

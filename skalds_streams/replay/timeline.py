@@ -28,7 +28,8 @@ from skalds_streams.core.invariants import check_step
 from skalds_streams.core.placement import Choice
 from skalds_streams.core.row import Json, Row
 from skalds_streams.errors import SkaldsError, WireError
-from skalds_streams.model.codec import Limits, digest, parse
+from skalds_streams.model.codec import Limits, parse
+from skalds_streams.model.documents import digest
 from skalds_streams.replay.compare import Difference, history_differences
 from skalds_streams.replay.recording import Entry, Recording
 from skalds_streams.topics import Topics

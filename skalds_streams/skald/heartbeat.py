@@ -18,6 +18,7 @@ import structlog
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError as ClientError
 
+from skalds_streams.proxy.client import check_alive
 from skalds_streams.settings import BEAT_MS
 from skalds_streams.topics import Topics
 
@@ -74,6 +75,8 @@ class Heartbeat:
                 if not failing:
                     log.warning("heartbeat.not_acknowledged", error=repr(error))
                 failing = True
+                if self._producer is not None:
+                    check_alive(self._producer)
                 await asyncio.sleep(AGAIN_S)
                 continue
             await asyncio.sleep(BEAT_MS / 1000)

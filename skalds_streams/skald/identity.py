@@ -2,9 +2,10 @@
 
 Rules: the lock (flock) is on a file in the data directory, on a local file system; its descriptor is sent to every
 worker host and nobody ever calls LOCK_UN, so whoever gets the lock knows that the former process and all its workers
-are gone, and may say `replaces`. The file says whose lock it was, and whom that one had to replace and may not have said yet: a process
-that ends before its first heartbeat is in the log must not take the news of its predecessors' end along. An unset id is drawn once and kept as the name of
-the file; a second process in the same directory takes another.
+are gone, and may say `replaces`. The file says whose lock it was, and whom that one had to replace and may not have
+said yet: a process that ends before its first heartbeat is in the log must not take the news of its predecessors' end
+along. An unset id is drawn once and kept as the name of the file; a second process in the same directory takes
+another.
 """
 
 from __future__ import annotations

@@ -26,7 +26,8 @@ from skalds_streams.coordinator.journal import Delivery, JournalContext
 from skalds_streams.coordinator.journals import Journals
 from skalds_streams.coordinator.log import PartitionLog
 from skalds_streams.core.row import Row, Wanted
-from skalds_streams.model.codec import Limits, Positions
+from skalds_streams.model.codec import Limits
+from skalds_streams.model.documents import Positions
 from skalds_streams.model.record import Record
 from skalds_streams.proxy.client import client_options
 from skalds_streams.proxy.reports import ReportSender

@@ -21,11 +21,12 @@ from skalds_streams.coordinator.log import PartitionLog
 from skalds_streams.core.membership import Members
 from skalds_streams.core.row import Row
 from skalds_streams.errors import FencedError, JournalError, TopicRecreatedError
-from skalds_streams.model.codec import Limits, Positions, encode_positions, encode_row
+from skalds_streams.model.codec import Limits
+from skalds_streams.model.documents import Positions, encode_positions, encode_row
 from skalds_streams.model.record import Record
 from skalds_streams.proxy.topic_setup import ensure_topics
 from skalds_streams.topics import POSITIONS_KEY, Topics
-from tests.integration.system import until
+from tests.integration.system import System, until
 
 if TYPE_CHECKING:
     from skalds_streams.devcluster.cluster import DevCluster
@@ -33,6 +34,11 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.integration, pytest.mark.anyio]
 
 PARTITION = 1
+
+
+def client_tasks() -> set[asyncio.Task[Any]]:
+    """Tasks of aiokafka's that run."""
+    return {task for task in asyncio.all_tasks() if "aiokafka" in repr(task.get_coro()) + repr(task)}
 
 
 class Partition:
@@ -130,7 +136,7 @@ class Partition:
 
 @pytest.fixture
 async def partition(cluster: DevCluster) -> AsyncIterator[Partition]:
-    before = asyncio.all_tasks()
+    before = client_tasks()
     made = Partition(cluster.kafka_port)
     await made.create_topics()
     try:
@@ -138,7 +144,7 @@ async def partition(cluster: DevCluster) -> AsyncIterator[Partition]:
     finally:
         for item in made.logs:
             await item.close()
-        print("LEFT", [t.get_coro() for t in asyncio.all_tasks()-before])
+        await until(lambda: client_tasks() == before, "no task of a client is left", 5)
 
 
 def row(revision: int, task_id: str = "t") -> Row:
@@ -318,13 +324,13 @@ async def test_a_writer_that_cant_flush_is_stopped_in_time_and_leaves_nothing(
     monkeypatch.setattr(log_module, "WRITE_TIMEOUT_S", 2.0)
     log = partition.log()
     await log.open()
-    before = asyncio.all_tasks()
+    before = client_tasks()
     cluster.kafka.pause()
     try:
         with pytest.raises(TimeoutError):
             await log.write(partition.outputs(row(1), Positions({})))
         await asyncio.wait_for(log.close(), 5)
-        assert asyncio.all_tasks() <= before
+        await until(lambda: client_tasks() <= before, "no task of the client is left", 2)
     finally:
         cluster.kafka.resume()
 
@@ -334,14 +340,14 @@ async def test_closing_while_it_opens_leaves_nothing_and_the_next_owner_opens(
     partition: Partition, after_s: float
 ) -> None:
     log = partition.log()
-    before = asyncio.all_tasks()
+    before = client_tasks()
     opening = asyncio.create_task(log.open())
     await asyncio.sleep(after_s)
     opening.cancel()
     with suppress(asyncio.CancelledError):
         await opening
     await log.close()
-    await until(lambda: asyncio.all_tasks() <= before, "no task of a client is left", 5)
+    await until(lambda: client_tasks() == before, "no task of a client is left", 5)
     assert (await partition.log().open()).rows == {}
 
 
@@ -375,3 +381,54 @@ async def test_what_no_dead_letter_can_hold_is_cut_and_says_so(cluster: DevClust
     assert letter.value == b"{" + b"x" * 99_999
     assert dict(letter.headers)["reason"].endswith(b"; cut to 100000 bytes")
     assert dict(letter.headers)["source.offset"] == b"2"
+
+
+# -- a whole node
+
+
+async def test_a_journal_that_cant_go_on_ends_the_process_with_the_reason(system: System) -> None:
+    node = system.node()
+    node.start()
+    await node.ready()
+    await system.assign("t")
+    await system.status("t", "Running")
+    assert await node.stop() == 0
+    admin = AIOKafkaAdminClient(bootstrap_servers=system.bootstrap)
+    await admin.start()
+    try:
+        await admin.delete_topics([system.topics.assign])
+        await until(lambda: _is_gone(admin, system.topics.assign), "the topic is gone")
+    finally:
+        await admin.close()
+    node.start()
+    assert node.process is not None
+    assert await asyncio.to_thread(node.process.wait, 40) == 1
+    assert "the topic was deleted and made anew. To begin afresh" in node.log()
+    system.nodes.remove(node)  # the lint of the logs would miss the causes that were deleted
+
+
+async def test_a_node_outlives_a_broker_that_is_away_longer_than_any_timeout(
+    cluster: DevCluster, system: System
+) -> None:
+    """Longer than a session, a transaction and a request: 20 s."""
+    node = system.node()
+    node.start()
+    await node.ready()
+    for number in range(6):
+        await system.assign(f"t{number}", attachments={"fps": 1})
+    for number in range(6):
+        await system.status(f"t{number}", "Running", applied_version=1)
+    sends = [asyncio.create_task(system.update(f"t{number}", {"fps": 2}, merge=True)) for number in range(6)]
+    await asyncio.sleep(0.005)
+    cluster.kafka.pause()
+    try:
+        await asyncio.sleep(20)
+    finally:
+        cluster.kafka.resume()
+    await asyncio.gather(*sends)
+    for number in range(6):
+        await system.status(f"t{number}", "Running", epoch=1, applied_version=2)
+    await system.assign("new")
+    await system.status("new", "Running")
+    await node.ready()
+    assert await node.stop() == 0

@@ -12,7 +12,7 @@ import pytest
 
 from skalds_streams.coordinator.batch import Output
 from skalds_streams.core.partition import partition_of
-from skalds_streams.model.codec import encode_row
+from skalds_streams.model.documents import encode_row
 from skalds_streams.replay.reader import open_reader
 from tests.integration.test_cli import PARTITIONS, System, running, wait_for
 

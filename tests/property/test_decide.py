@@ -17,7 +17,7 @@ from skalds_streams.core.invariants import check_step
 from skalds_streams.core.placement import Choice
 from skalds_streams.core.row import NO_CAUSE, Cause, Row, Wanted
 from skalds_streams.model.changelog import ChangelogState
-from skalds_streams.model.codec import Positions, decode_positions, decode_row, encode_positions, encode_row
+from skalds_streams.model.documents import Positions, decode_positions, decode_row, encode_positions, encode_row
 from tests.property.strategies import (
     COMMANDS,
     EPOCH_FLOOR,

@@ -17,7 +17,8 @@ from skalds_streams.core.placement import Load
 from skalds_streams.core.row import Row
 from skalds_streams.errors import WireError
 from skalds_streams.model.changelog import ChangelogState
-from skalds_streams.model.codec import Limits, Parsed, Positions, parse
+from skalds_streams.model.codec import Limits, Parsed, parse
+from skalds_streams.model.documents import Positions
 from skalds_streams.model.record import Record
 from skalds_streams.topics import Topics
 

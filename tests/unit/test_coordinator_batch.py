@@ -17,7 +17,8 @@ from skalds_streams.core.partition import partition_of
 from skalds_streams.core.placement import Load
 from skalds_streams.core.row import Row, Status, Wanted
 from skalds_streams.errors import InvariantError
-from skalds_streams.model.codec import Limits, Positions
+from skalds_streams.model.codec import Limits
+from skalds_streams.model.documents import Positions
 from skalds_streams.model.record import Record
 from skalds_streams.topics import POSITIONS_KEY, Topics
 

@@ -20,7 +20,7 @@ from aiokafka.errors import (
 
 from skalds_streams.coordinator import group
 from skalds_streams.coordinator.group import GroupQuestion
-from skalds_streams.model.codec import Positions
+from skalds_streams.model.documents import Positions
 
 pytestmark = pytest.mark.anyio
 

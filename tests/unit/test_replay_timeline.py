@@ -15,7 +15,8 @@ from skalds_streams.core.partition import partition_of
 from skalds_streams.core.placement import Load
 from skalds_streams.core.row import Row, Status
 from skalds_streams.model.changelog import ChangelogState
-from skalds_streams.model.codec import Limits, Positions
+from skalds_streams.model.codec import Limits
+from skalds_streams.model.documents import Positions
 from skalds_streams.model.event import TaskEvent
 from skalds_streams.model.record import Record
 from skalds_streams.replay.recording import Entry, Recording, merge_partitions, read_entry

@@ -1,0 +1,36 @@
+"""What the Faust application is made of: its group, its name in it, and what a rebalance does not wait for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from skalds_streams.application import SkaldsApp, _instance_id
+from skalds_streams.settings import Settings
+
+
+def test_systems_that_share_a_broker_share_no_group(tmp_path: Path) -> None:
+    """With one group for two prefixes, Faust's leader would give topics to members that do not read them."""
+    names = {
+        SkaldsApp(Settings(app="x", topic_prefix=prefix, data_dir=tmp_path, kafka_topic_partitions=6)).conf.id
+        for prefix in ("", "one.", "two.")
+    }
+    assert names == {"x", "one.x", "two.x"}
+
+
+def test_no_rebalance_waits_for_a_backlog(tmp_path: Path) -> None:
+    assert SkaldsApp(Settings(data_dir=tmp_path)).conf.stream_wait_empty is False
+
+
+@pytest.mark.parametrize("skald_id", ["node-1", "a.b_c", "x" * 200])
+def test_a_plain_skald_id_is_the_member_s_name(skald_id: str) -> None:
+    assert _instance_id(skald_id) == skald_id
+
+
+@pytest.mark.parametrize("skald_id", ["cam 1", "cam/1", "kämera", "x" * 300])
+def test_kafka_takes_any_skald_id_for_a_member_s_name(skald_id: str) -> None:
+    name = _instance_id(skald_id)
+    assert len(name) <= 249
+    assert all(char.isascii() and (char.isalnum() or char in "._-") for char in name)
+    assert _instance_id(skald_id + "x") != name
