@@ -27,6 +27,7 @@ from skalds_streams.testing.verify import findings, read_all
 from skalds_streams.topics import POSITIONS_KEY, Topics
 
 ROOT = Path(__file__).parents[2]
+LAUNCH = ROOT / "skalds_streams" / "devcluster" / "launch.py"
 PARTITIONS = 6
 PATIENCE_S = 30.0
 
@@ -80,7 +81,9 @@ class Node:
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "faust", "-A", "skalds_streams", "worker", "-l", "info"]
+        faust = [sys.executable, "-m", "faust", "-A", "skalds_streams", "worker", "-l", "info"]
+        # A test run that is killed must leave no node behind.
+        command = [sys.executable, "-I", "-S", str(LAUNCH), str(os.getpid()), *faust]
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
                 command, env=self.environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
