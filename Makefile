@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
 
-.PHONY: help run test check unit property integration e2e package lock clean
+.PHONY: help run test check unit property simulation integration e2e package soak-sim lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -20,7 +20,7 @@ $(VENV)/.ready: requirements/dev.lock pyproject.toml
 run: $(VENV)/.ready  ## the whole system on this machine: Kafka, Redis, a skald, three example tasks and a status page
 	@$(BIN)/skalds-streams dev $(ARGS)
 
-test: check unit property integration e2e package  ## every check and every test
+test: check unit property simulation integration e2e package  ## every check and every test
 	@echo "all checks and tests passed"
 
 check: $(VENV)/.ready  ## ruff, mypy, import-linter
@@ -28,8 +28,11 @@ check: $(VENV)/.ready  ## ruff, mypy, import-linter
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-unit property integration e2e: $(VENV)/.ready  ## one layer of tests
+unit property simulation integration e2e: $(VENV)/.ready  ## one layer of tests
 	@tests/layer $@
+
+soak-sim: $(VENV)/.ready  ## simulate for HOURS (default 8), resumable; results are appended to soak-sim.jsonl
+	@$(BIN)/python -m skalds_streams.testing.simulator --soak soak-sim.jsonl --hours $(or $(HOURS),8)
 
 package: $(VENV)/.ready  ## sdist → wheel → an empty environment: every module imports
 	@tests/package

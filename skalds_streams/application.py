@@ -101,8 +101,9 @@ class SkaldsApp(faust.App):  # type: ignore[misc]  # faust has no types
             self.conf.consumer_group_instance_id = _instance_id(self.runtime.identity.skald_id)
 
     async def on_stop(self) -> None:
-        _end_within(self.runtime.stop_most_s + STOP_MOST_S)
+        leaving = _end_within(self.runtime.stop_most_s + STOP_MOST_S)
         await self.runtime.leave()
+        leaving.cancel()
         _end_within(STOP_MOST_S)
         _send_leave_group(self._consumer)
         await super().on_stop()
@@ -132,7 +133,7 @@ class SkaldsApp(faust.App):  # type: ignore[misc]  # faust has no types
         os._exit(EXIT_REFUSED)
 
 
-def _end_within(seconds: float) -> None:
+def _end_within(seconds: float) -> threading.Timer:
     """End the process if it is still there by then. A thread, as what hangs may be the loop itself."""
 
     def end() -> None:
@@ -142,6 +143,7 @@ def _end_within(seconds: float) -> None:
     timer = threading.Timer(seconds, end)
     timer.daemon = True
     timer.start()
+    return timer
 
 
 def _make_data_dir(settings: Settings) -> None:

@@ -290,8 +290,8 @@ class Journal:
 
     async def _write(self, staged: Staged) -> None:
         context = self._context
-        if staged.forwards:
-            await context.forwarder.send_reports(staged.forwards)
+        for wave in in_waves(staged.forwards):
+            await context.forwarder.send_reports(wave)
         positions = advanced(self.positions, staged)
         try:
             written = outputs(staged, positions, context.topics, context.secrecy)
@@ -320,6 +320,22 @@ class Journal:
                     (headers["source.topic"], headers["source.partition"], headers["source.offset"])
                 ).decode(),
             )
+
+
+def in_waves(forwards: Sequence[tuple[str, dict[str, Any]]]) -> list[list[tuple[str, dict[str, Any]]]]:
+    """Forwarded commands, no task twice in one wave, each wave to be written before the next is sent.
+
+    When sending fails, a part may have been written, a later command of a task without an earlier one, which would then
+    be taken for one that was forwarded before: the row keeps the highest offset of each origin.
+    """
+    waves: list[list[tuple[str, dict[str, Any]]]] = []
+    sent: dict[str, int] = {}
+    for task_id, doc in forwards:
+        turn = sent[task_id] = sent.get(task_id, -1) + 1
+        if turn == len(waves):
+            waves.append([])
+        waves[turn].append((task_id, doc))
+    return waves
 
 
 def _pause_s(failures: int) -> float:

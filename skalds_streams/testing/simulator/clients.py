@@ -1,0 +1,350 @@
+"""Stand-ins for aiokafka's producer and consumer, with as much of their manners as our code meets.
+
+A transactional producer never gives a batch up and goes on in the background when its caller does; a plain one asks
+again until its time is over, so a record may be there twice, or be there after KafkaTimeoutError. `_link` among the
+keyword arguments of a client says whose it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from aiokafka import TopicPartition
+from aiokafka.errors import MessageSizeTooLargeError, ProducerFenced
+
+from skalds_streams.coordinator.batch import Output
+from skalds_streams.model.record import Record
+from skalds_streams.testing.simulator.network import Connection, Link
+
+RECORD_BYTES_MOST = 1_000_000
+
+
+class Batch:
+    """What `create_batch` gives."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self.outputs: list[tuple[bytes | None, bytes | None, tuple[tuple[str, bytes], ...]]] = []
+        self._left = most_bytes
+
+    def append(
+        self,
+        *,
+        key: bytes | None,
+        value: bytes | None,
+        timestamp: int | None,
+        headers: Sequence[tuple[str, bytes]] = (),
+    ) -> object | None:
+        size = len(key or b"") + len(value or b"") + 80
+        if size > self._left and self.outputs:
+            return None
+        self._left -= size
+        self.outputs.append((key, value, tuple(headers)))
+        return self
+
+    def close(self) -> None:
+        """Nothing more is put in."""
+
+
+class Sender:
+    """A producer's sender: our code asks whether it has died. Here it never does."""
+
+    sender_task: asyncio.Task[None] | None = None
+
+
+class Producer:
+    """AIOKafkaProducer."""
+
+    def __init__(
+        self,
+        *,
+        _link: Link,
+        transactional_id: str | None = None,
+        request_timeout_ms: int = 40_000,
+        transaction_timeout_ms: int = 60_000,
+        max_batch_size: int | None = None,
+        **options: object,
+    ) -> None:
+        self._link, self._id = _link, transactional_id
+        self._timeout_s = request_timeout_ms / 1000
+        self._transaction_s = transaction_timeout_ms / 1000
+        self._most_bytes = max_batch_size if max_batch_size is not None else _link.batch_bytes
+        self._connection, self._coordinator = Connection(), Connection()
+        self._waiting: dict[tuple[str, int], list[tuple[Output, float, asyncio.Future[Any]]]] = {}
+        self._busy: set[tuple[str, int]] = set()
+        self._epoch: int | None = None
+        self._sequence = 0
+        self._pending: list[asyncio.Future[Any]] = []
+        self._fenced = False
+        self._sender = Sender()
+
+    async def start(self) -> None:
+        await self._link.connect()
+
+    async def stop(self) -> None:
+        self._link.closed.update((self._connection, self._coordinator))
+
+    # -- plain: one request in flight a partition, what is sent meanwhile goes into the batches after it
+
+    async def send(self, topic: str, value: bytes, key: bytes | None = None, partition: int = 0) -> asyncio.Future[Any]:
+        future: asyncio.Future[Any] = self._link.loop.create_future()
+        waiting = self._waiting.setdefault((topic, partition), [])
+        waiting.append((Output(topic, key, value), self._link.loop.now + self._timeout_s, future))
+        if (topic, partition) not in self._busy:
+            self._busy.add((topic, partition))
+            self._link.loop.call_soon(self._flush, topic, partition)
+        return future
+
+    async def send_and_wait(self, topic: str, value: bytes, key: bytes | None = None, partition: int = 0) -> None:
+        await (await self.send(topic, value, key=key, partition=partition))
+
+    def _flush(self, topic: str, partition: int) -> None:
+        waiting = self._waiting[topic, partition]
+        if not waiting:
+            self._busy.discard((topic, partition))
+            return
+        taken, left = 0, self._most_bytes
+        while taken < len(waiting) and (taken == 0 or len(waiting[taken][0].value or b"") <= left):
+            left -= len(waiting[taken][0].value or b"")
+            taken += 1
+        batch = waiting[:taken]
+        del waiting[:taken]
+        broker = self._link.broker
+
+        def append() -> None:
+            for output, _, _ in batch:
+                broker.append(topic, partition, output)
+
+        timeout_s = batch[0][1] - self._link.loop.now
+        request = self._link.request(append, self._connection, timeout_s=timeout_s)
+        request.add_done_callback(lambda done: self._flushed(done, [item[2] for item in batch], topic, partition))
+
+    def _flushed(
+        self, done: asyncio.Future[None], futures: list[asyncio.Future[Any]], topic: str, partition: int
+    ) -> None:
+        if done.cancelled():
+            return
+        error = done.exception()
+        for future in futures:
+            if future.done():
+                continue
+            if error is None:
+                future.set_result(None)
+            else:
+                future.set_exception(error)
+                future.exception()
+        self._flush(topic, partition)
+
+    # -- transactions
+
+    async def begin_transaction(self) -> None:
+        self._check()
+        if self._epoch is None:
+            self._check_conduct()
+            broker, name, wait_s = self._link.broker, str(self._id), self._transaction_s
+            _, self._epoch = await self._link.request(lambda: broker.init_producer(name, wait_s), self._coordinator)
+        self._pending = []
+
+    async def abort_transaction(self) -> None:
+        if self._pending:
+            await self._end(commit=False)
+
+    async def commit_transaction(self) -> None:
+        self._check()
+        if self._pending:
+            await asyncio.gather(*self._pending)
+            await self._end(commit=True)
+
+    async def _end(self, *, commit: bool) -> None:
+        broker, name, epoch = self._link.broker, str(self._id), self._epoch or 0
+        ending = self._link.request(lambda: broker.end_transaction(name, epoch, commit=commit), self._coordinator)
+        try:
+            await asyncio.shield(ending)
+        except ProducerFenced:
+            self._note_fenced()
+            raise
+        self._pending = []
+
+    def create_batch(self) -> Batch:
+        return Batch(self._most_bytes)
+
+    async def send_batch(self, batch: Batch, topic: str, *, partition: int) -> asyncio.Future[Any]:
+        self._check()
+        self._sequence += 1
+        broker, name, epoch, sequence = self._link.broker, str(self._id), self._epoch or 0, self._sequence
+        outputs = [Output(topic, key, value, headers) for key, value, headers in batch.outputs]
+
+        def produce() -> int:
+            if any(len(item.value or b"") > RECORD_BYTES_MOST for item in outputs):
+                raise MessageSizeTooLargeError
+            return broker.produce(name, epoch, topic, partition, outputs, sequence)
+
+        future = self._link.request(produce, self._connection)
+        future.add_done_callback(self._watch)
+        self._pending.append(future)
+        return future
+
+    def _watch(self, done: asyncio.Future[Any]) -> None:
+        if not done.cancelled() and isinstance(done.exception(), ProducerFenced):
+            self._note_fenced()
+
+    def _note_fenced(self) -> None:
+        self._fenced = True
+        self._link.fenced_at[self._partition] = self._link.loop.now
+
+    @property
+    def _partition(self) -> int:
+        return int(str(self._id).rpartition("-")[2])
+
+    def _check_conduct(self) -> None:
+        """One that was fenced opens again only when the group has said since that the partition is its own."""
+        fenced, asked = (at.get(self._partition, -1.0) for at in (self._link.fenced_at, self._link.asked_at))
+        if fenced > asked:
+            self._link.broker.complain("asks before it opens again", f"{self._id}, fenced at {fenced:.3f}")
+
+    def _check(self) -> None:
+        if self._fenced:
+            raise ProducerFenced
+
+
+class Consumer:
+    """AIOKafkaConsumer that reads partitions as a log, without a group."""
+
+    def __init__(
+        self,
+        *,
+        _link: Link,
+        isolation_level: str = "read_uncommitted",
+        fetch_max_wait_ms: int = 0,
+        **options: object,
+    ) -> None:
+        self._link = _link
+        self._committed = isolation_level == "read_committed"
+        self._coalesce_s = fetch_max_wait_ms / 1000
+        self._positions: dict[TopicPartition, int] = {}
+        self._connection = Connection()
+        self._fetch: Fetch | None = None
+
+    async def start(self) -> None:
+        await self._link.connect()
+
+    async def stop(self) -> None:
+        self._link.closed.add(self._connection)
+        if self._fetch is not None:
+            self._fetch.stop()
+
+    def assign(self, tps: Sequence[TopicPartition]) -> None:
+        self._positions = dict.fromkeys(tps, 0)
+
+    def seek(self, tp: TopicPartition, offset: int) -> None:
+        self._positions[tp] = offset
+
+    async def seek_to_beginning(self, *tps: TopicPartition) -> None:
+        for tp in tps:
+            self._positions[tp] = 0
+
+    async def position(self, tp: TopicPartition) -> int:
+        return self._positions[tp]
+
+    async def end_offsets(self, tps: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+        partitions = self._link.broker.partitions
+
+        def ends() -> dict[TopicPartition, int]:
+            return {tp: partitions[tp.topic, tp.partition].end(committed=self._committed) for tp in tps}
+
+        return await self._link.request(ends, self._connection, timeout_s=self._link.rng.uniform(10, 40))
+
+    async def getmany(self, *tps: TopicPartition, timeout_ms: int = 0) -> dict[TopicPartition, list[Record]]:
+        """What is new. With a timeout of a second or more: waits for something new, as its callers go on asking.
+
+        A fetch goes on in the background when its caller has stopped waiting.
+        """
+        if self._fetch is None:
+            wanted = {tp: self._positions[tp] for tp in tps or self._positions}
+            self._fetch = Fetch(self._link, wanted, self._committed, self._connection, self._coalesce_s)
+        if timeout_ms >= 1_000:
+            await asyncio.wait({self._fetch.future})
+        elif not self._fetch.future.done():
+            await asyncio.wait({self._fetch.future}, timeout=timeout_ms / 1000)
+            if not self._fetch.future.done():
+                return {}
+        found, self._fetch = self._fetch.future.result(), None
+        for tp, (position, _) in found.items():
+            self._positions[tp] = position
+        return {tp: records for tp, (_, records) in found.items() if records}
+
+
+Found = dict[TopicPartition, tuple[int, list[Record]]]
+
+
+class Fetch:
+    """One long poll: (new position, records) of each partition that has moved."""
+
+    def __init__(
+        self,
+        link: Link,
+        positions: dict[TopicPartition, int],
+        committed: bool,
+        connection: Connection,
+        coalesce_s: float = 0.0,
+    ) -> None:
+        """Begins at once; `future` gets what was found. coalesce_s: longest time that an answer waits for more."""
+        self._link, self._positions, self._committed = link, positions, committed
+        self._connection, self._coalesce_s = connection, coalesce_s
+        self.future: asyncio.Future[Found] = link.loop.create_future()
+        self._number = link.broker.number()
+        self._look()
+
+    def stop(self) -> None:
+        """Nobody waits for it any more."""
+        self.future.cancel()
+        self._unwatch()
+
+    def _look(self) -> None:
+        link = self._link
+        if self.future.done() or self._connection in link.closed:
+            return
+        if not link.reaches:
+            link.on_heal[self._number] = self._look
+            return
+        found = self._collect()
+        if not found:
+            self._watch()
+            return
+        delay = link.rng.uniform(0.1, 1.0) * link.weather.usual_s * 2 + link.rng.random() * self._coalesce_s
+        if link.weather.slow and link.rng.random() < link.weather.slow / 3:
+            delay = link.rng.uniform(0.05, 1.0) * link.weather.slow_s
+        link.loop.call_later(delay, self._give, found, context=link.inside)
+
+    def _collect(self) -> Found:
+        found: Found = {}
+        for tp, start in self._positions.items():
+            partition = self._link.broker.partitions[tp.topic, tp.partition]
+            end = partition.end(committed=self._committed)
+            if end > start:
+                found[tp] = (end, partition.read(start, committed=self._committed))
+        return found
+
+    def _give(self, found: Found) -> None:
+        """The answer is what there was when it left the broker: a process that was stopped meanwhile sees old news."""
+        if self.future.done():
+            return
+        if self._link.reaches:
+            self.future.set_result(found)
+        else:
+            self._look()
+
+    def _watch(self) -> None:
+        for tp in self._positions:
+            partition = self._link.broker.partitions[tp.topic, tp.partition]
+            partition.watchers[self._number] = self._wake
+
+    def _unwatch(self) -> None:
+        self._link.on_heal.pop(self._number, None)
+        for tp in self._positions:
+            self._link.broker.partitions[tp.topic, tp.partition].watchers.pop(self._number, None)
+
+    def _wake(self) -> None:
+        self._unwatch()
+        self._look()

@@ -1,0 +1,236 @@
+"""A world before it begins: how large, how bad, and what happens when. Drawn from a seed; plain data, kept as JSON.
+
+Each seed enables a random subset of the faults (swarm testing), so that no fault always hides behind another. What a
+plan leaves open (latencies, which request is lost) is drawn while the world runs, from `noise`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+FAULTS = (
+    "kill",
+    "pause",
+    "partition",
+    "outage",
+    "leader",
+    "skew",
+    "slow",
+    "lost",
+    "unanswered",
+    "crash",
+    "finish",
+    "fatal",
+    "slow_stop",
+    "no_host",
+    "twin",
+    "stop",
+    "compact",
+    "markers",
+    "malformed",
+    "many",
+    "astray",
+    "refuse",
+    "tight",
+    "pause_task",
+    "forget",
+    "deadline",
+    "tie",
+    "churn",
+    "burst",
+)
+ON_PROCESS = ("kill", "pause", "partition", "stop")
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """One thing that happens at `at` seconds. `do`: a command or a fault; the rest says to whom and how."""
+
+    at: float
+    do: str
+    how: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """See the module. Shares are between 0 and 1, times in seconds unless they say ms."""
+
+    seed: int
+    noise: int
+    processes: int = 1
+    partitions: int = 1
+    duration_s: float = 20.0
+    faults: tuple[str, ...] = ()
+    capacity: int = 500
+    slow: float = 0.0
+    lost: float = 0.0
+    unanswered: float = 0.0
+    marker_s: float = 0.0
+    skew_ms: int = 0
+    crash: float = 0.0
+    finish: float = 0.0
+    fatal: float = 0.0
+    no_host: float = 0.0
+    slow_stop: float = 0.0
+    dies_s: float = 0.05
+    retention_ms: int = 3_600_000
+    actions: tuple[Action, ...] = ()
+
+    def to_doc(self) -> dict[str, Any]:
+        """For a file. Inverse of `from_doc`."""
+        return asdict(self)
+
+    @classmethod
+    def from_doc(cls, doc: Mapping[str, Any]) -> Plan:
+        actions = tuple(Action(item["at"], item["do"], item["how"]) for item in doc["actions"])
+        return cls(**{**doc, "faults": tuple(doc["faults"]), "actions": actions})
+
+
+def draw(seed: int, steps: int | None = None) -> Plan:
+    """The world of a seed. steps: keep only so many actions."""
+    rng = random.Random(seed)
+    faults = _draw_faults(rng)
+    processes = rng.choice((1, 1, 2, 2, 2, 3, 3, 4)) if rng.random() < 0.97 else rng.randint(5, 7)
+    tasks = rng.choice((1, 1, 2, 2, 3, 4, 6)) if rng.random() < 0.95 else rng.choice((12, 30, 80))
+    if tasks == 80 and rng.random() < 0.3:
+        tasks = 200
+    partitions = rng.choice((2, 2, 3) if "burst" in faults else (1, 1, 1, 2, 3))
+    duration_s = rng.choice((6.0, 12.0, 20.0, 35.0))
+    actions = _Script(rng, faults, processes, tasks, duration_s).write()
+    if steps is not None:
+        actions = actions[:steps]
+
+    def share(fault: str, least: float, most: float) -> float:
+        return rng.uniform(least, most) if fault in faults else 0.0
+
+    return Plan(
+        seed=seed,
+        noise=rng.getrandbits(48),
+        processes=processes,
+        partitions=partitions,
+        duration_s=duration_s,
+        faults=tuple(faults),
+        capacity=rng.randint(1, 3) if "tight" in faults else 500,
+        slow=share("slow", 0.005, 0.08),
+        lost=share("lost", 0.005, rng.choice((0.05, 0.1, 0.35))),
+        unanswered=share("unanswered", 0.005, rng.choice((0.05, 0.1, 0.4))),
+        marker_s=share("markers", 0.01, 2.0),
+        skew_ms=int(share("skew", 5, 3_000)),
+        crash=share("crash", 0.1, 0.8),
+        finish=share("finish", 0.05, 0.4),
+        fatal=share("fatal", 0.05, 0.3),
+        no_host=share("no_host", 0.05, 0.3),
+        slow_stop=share("slow_stop", 0.2, 1.0),
+        dies_s=rng.choice((0.0, 0.05, 0.5, 3.0)),
+        retention_ms=rng.choice((4_000, 12_000)) if "forget" in faults else 3_600_000,
+        actions=actions,
+    )
+
+
+def _draw_faults(rng: random.Random) -> list[str]:
+    density = rng.choice((0.1, 0.25, 0.25, 0.4, 0.6))
+    return [name for name in FAULTS if rng.random() < density]
+
+
+class _Script:
+    """Writes the actions."""
+
+    def __init__(self, rng: random.Random, faults: list[str], processes: int, tasks: int, duration_s: float) -> None:
+        self._rng, self._faults, self._processes = rng, faults, processes
+        self._tasks = [f"t{number}" for number in range(tasks)]
+        self._duration_s = duration_s
+        self._actions: list[Action] = []
+        self._versions = 0
+
+    def write(self) -> tuple[Action, ...]:
+        begins = self._rng.choice((0.0, 2.0, 3.0))
+        for task in self._tasks:
+            if self._rng.random() < 0.85:
+                self._command(begins + self._rng.expovariate(1.0), "assign", task)
+        most = min(len(self._tasks) * 3 + 4, 120)
+        for _ in range(self._rng.randint(1, most)):
+            at = self._rng.uniform(0, self._duration_s)
+            self._command(at, self._kind(), self._rng.choice(self._tasks))
+            if "tie" in self._faults and self._rng.random() < 0.5:
+                self._command(at, self._kind(), self._actions[-1].how["tasks"][0])
+        for _ in range(self._rng.randint(3, 20) if "churn" in self._faults else 0):
+            self._churn(self._rng.choice(self._tasks[:3]))
+        for _ in range(self._rng.randint(2, 4) if "burst" in self._faults else 0):
+            self._burst(self._rng.uniform(2.0, self._duration_s), self._tasks[:3])
+        for fault in self._faults:
+            self._fault(fault)
+        return tuple(sorted(self._actions, key=lambda action: action.at))
+
+    def _churn(self, task: str) -> None:
+        """Ends and begins of one task, close together: what is late of one run meets the next."""
+        at = self._rng.uniform(1.0, self._duration_s)
+        self._command(at, "assign", task)
+        restarts = self._rng.random() < 0.5
+        if restarts:
+            self._actions[-1].how["action"] = "restart"
+        else:
+            self._command(at + self._rng.uniform(0, 2.0), "cancel", task)
+            self._command(at + self._rng.uniform(2.0, 3.0), "assign", task)
+
+    def _burst(self, at: float, tasks: list[str]) -> None:
+        """Commands for the same tasks, one upon the other, by a publisher that partitions otherwise."""
+        kind = self._kind()
+        for _ in range(self._rng.randint(4, 10)):
+            at += self._rng.uniform(0, 0.02)
+            self._command(at, kind, tasks[0])
+            self._actions[-1].how.update(tasks=tasks, astray=True)
+
+    def _kind(self) -> str:
+        return self._rng.choices(("assign", "cancel", "update"), (4, 3, 3))[0]
+
+    def _command(self, at: float, kind: str, task: str) -> None:
+        rng, faults = self._rng, self._faults
+        self._versions += 1
+        how: dict[str, Any] = {"tasks": [task], "n": self._versions}
+        if "many" in faults and rng.random() < 0.3:
+            how["tasks"] = list(dict.fromkeys([task, *rng.choices(self._tasks, k=3)]))
+        if "astray" in faults and rng.random() < 0.3:
+            how["astray"] = True
+        if "refuse" in faults and kind != "cancel" and rng.random() < 0.3:
+            how["refuse"] = True
+        if kind == "update":
+            how["merge"] = rng.random() < 0.3
+        if kind == "assign":
+            how["described"] = rng.random() < 0.8
+            how["parameters"] = rng.random() < 0.6
+            if "pause_task" in faults and rng.random() < 0.5:
+                how["action"] = rng.choice(("pause", "pause", "resume", "restart", "move"))
+            if rng.random() < 0.1:
+                how["recipient"] = f"s{rng.randrange(self._processes)}"
+            if rng.random() < 0.1:
+                how["class"] = "Feed"
+            if "deadline" in faults and rng.random() < 0.4:
+                how["deadline_s"] = round(at + rng.uniform(0, 15), 3)
+        if "malformed" in faults and rng.random() < 0.2:
+            how["malformed"] = rng.randrange(5)
+        if rng.random() < 0.05:
+            how["twice"] = True
+        self._actions.append(Action(round(at, 3), kind, how))
+
+    def _fault(self, fault: str) -> None:
+        rng = self._rng
+        if fault in ON_PROCESS:
+            for _ in range(rng.randint(1, 3)):
+                how: dict[str, Any] = {"process": rng.randrange(self._processes)}
+                how["for_s"] = round(rng.choice((0.3, 3.0, 8.0, 14.0, 25.0)) * rng.uniform(0.5, 1.2), 3)
+                if fault == "kill":
+                    how["at_callback"] = rng.choice((0, 0, 1, 2, 3, 5, 8))
+                self._add(fault, how)
+        elif fault == "outage":
+            self._add(fault, {"for_s": round(rng.choice((0.5, 4.0, 12.0, 18.0)) * rng.uniform(0.5, 1.2), 3)})
+        elif fault in ("leader", "compact"):
+            for _ in range(rng.randint(1, 4)):
+                self._add(fault, {"pick": rng.getrandbits(16)})
+        elif fault == "twin":
+            self._add(fault, {"process": rng.randrange(self._processes), "for_s": round(rng.uniform(3, 30), 3)})
+
+    def _add(self, do: str, how: dict[str, Any]) -> None:
+        self._actions.append(Action(round(self._rng.uniform(0.5, self._duration_s), 3), do, how))

@@ -1,0 +1,259 @@
+"""One life of a simulated process: the real `Runtime` on its link, and what Faust's worker does around it.
+
+A `Seat` is a place where a process is started again and again: a skald id on a machine, with the lock that the next
+life gets only when the former and all its hosts are gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from contextvars import Context
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiokafka.errors import KafkaError as ClientError
+
+from skalds_streams.errors import ConfigError, SkaldsError
+from skalds_streams.proxy.client import REQUEST_TIMEOUT_MS
+from skalds_streams.runtime import Runtime
+from skalds_streams.settings import Settings
+from skalds_streams.skald.identity import Identity
+from skalds_streams.testing.simulator.broker import EPOCH_MS, Broker
+from skalds_streams.testing.simulator.edges import DATA_DIR, HERE
+from skalds_streams.testing.simulator.faust import FaustConsumer
+from skalds_streams.testing.simulator.hosts import Habits, Pool
+from skalds_streams.testing.simulator.loop import OWNER, VirtualLoop
+from skalds_streams.testing.simulator.network import Link, Weather
+from skalds_streams.testing.simulator.witness import Witness
+
+LOCK_WAIT_S = 30.0
+LOCK_POLL_S = 0.1
+STOP_MOST_S = 14.0
+"""As `application.STOP_MOST_S`."""
+
+
+@dataclass(slots=True)
+class Grounds:
+    """What all processes of a world stand on."""
+
+    loop: VirtualLoop
+    broker: Broker
+    witness: Witness
+    outside: Context
+    weather: Weather
+    habits: Habits
+    capacity: int
+    retention_ms: int
+    skew_ms: int
+    rng: random.Random
+    log: Callable[[Life, str, str, Mapping[str, Any]], None]
+    fatal: Callable[[Life, BaseException], None]
+    exited: Callable[[Life], None]
+
+
+@dataclass(slots=True)
+class Seat:
+    """See the module. `twin`: on another machine than the one that its skald id belongs to."""
+
+    number: int
+    skald_id: str
+    twin: bool = False
+    lives: list[Life] = field(default_factory=list)
+    written: tuple[str, ...] = ()
+    """Incarnations in the lock's file."""
+
+    @property
+    def life(self) -> Life | None:
+        return self.lives[-1] if self.lives and not self.lives[-1].over else None
+
+    def is_free(self, claimant: Life) -> bool:
+        """Whether nobody else has the lock: neither a life nor one of its hosts."""
+        others = [life for life in self.lives if life is not claimant and life.identity is not None]
+        return all(life.over and not (life.pool and life.pool.hosts) for life in others)
+
+
+class Life:
+    """One process from its start to its end. Its callbacks carry its number."""
+
+    def __init__(self, grounds: Grounds, seat: Seat, number: int) -> None:
+        self.grounds, self.seat, self.number = grounds, seat, number
+        self.over = False
+        self.paused = False
+        self.identity: Identity | None = None
+        self.pool: Pool | None = None
+        self.faust: FaustConsumer | None = None
+        self.runtime: Runtime | None = None
+        self.incarnation = f"{seat.skald_id}{'x' if seat.twin else ''}.{len(seat.lives)}"
+        self._stop = asyncio.Event()
+        self._task: asyncio.Future[None] | None = None
+        self._skew_ms = int(grounds.rng.uniform(-1, 1) * grounds.skew_ms)
+        inside = grounds.outside.copy()
+        inside.run(OWNER.set, number)
+        inside.run(HERE.set, self)
+        rng = random.Random(grounds.rng.getrandbits(48))
+        self.link = Link(grounds.loop, grounds.broker, rng, grounds.weather, inside, grounds.outside)
+        seat.lives.append(self)
+
+    def begin(self) -> None:
+        grounds = self.grounds
+        grounds.loop.call_soon(self._create, context=self.link.inside)
+
+    def _create(self) -> None:
+        self._task = asyncio.ensure_future(self._guarded(), loop=self.grounds.loop)
+
+    async def _guarded(self) -> None:
+        try:
+            await self._main()
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:  # noqa: BLE001  # the edge of a process
+            self._on_fatal(error)
+
+    async def _main(self) -> None:
+        settings = settings_for(self.seat.skald_id, self.grounds)
+        self.runtime = Runtime(
+            settings,
+            consumer=lambda: self.faust,
+            reading=lambda: self.faust is not None and self.faust.reading,
+            on_fatal=self._on_fatal,
+        )
+        try:
+            await self.runtime.start()
+        except (SkaldsError, ClientError, TimeoutError, OSError) as error:
+            self.log("warning", "process.not_started", {"error": repr(error)})
+            self.exit()
+            return
+        runtime = self.runtime
+        self.faust = FaustConsumer(self.link, runtime.topics, self.instance, lambda: runtime.journals)
+        consuming = asyncio.create_task(self._consume(self.faust), name="faust")
+        await self._stop.wait()
+        self.grounds.loop.call_later(STOP_MOST_S, self.exit)
+        await runtime.leave()
+        consuming.cancel()
+        await asyncio.gather(consuming, return_exceptions=True)
+        with suppress(ClientError, TimeoutError):
+            await self.faust.stop()
+        await runtime.close()
+        self.exit()
+
+    async def _consume(self, faust: FaustConsumer) -> None:
+        try:
+            await faust.run()
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:  # noqa: BLE001  # the edge of Faust's consumer: it ends the process
+            self._on_fatal(error)
+
+    @property
+    def instance(self) -> str:
+        return self.seat.skald_id
+
+    def _on_fatal(self, error: BaseException) -> None:
+        self.grounds.fatal(self, error)
+        self._stop.set()
+
+    # -- what happens to it
+
+    def terminate(self) -> None:
+        """SIGTERM."""
+        self.grounds.loop.call_soon(self._stop.set, context=self.link.inside)
+
+    def exit(self) -> None:
+        """It is gone, by itself or by kill -9."""
+        if self.over:
+            return
+        self.over = True
+        self.grounds.loop.kill(self.number)
+        if self.pool is not None:
+            self.pool.orphan()
+        self._silence()
+        self.grounds.exited(self)
+
+    def pause(self) -> None:
+        """SIGSTOP."""
+        self.paused = True
+        self.grounds.loop.pause(self.number)
+        self._silence()
+
+    def resume(self) -> None:
+        """SIGCONT."""
+        self.paused = False
+        self.grounds.loop.resume(self.number)
+        self._sound()
+
+    def cut(self) -> None:
+        """Its network is gone."""
+        self.link.partitioned = True
+        self._silence()
+
+    def mend(self) -> None:
+        """Its network is back."""
+        self.link.heal()
+        self._sound()
+
+    def _silence(self) -> None:
+        if self.faust is not None:
+            self.grounds.broker.group.silent(self.faust.member)
+
+    def _sound(self) -> None:
+        """The group hears of it again, unless it has given it up."""
+        if self.faust is None or self.over or self.paused or self.link.partitioned:
+            return
+        if not self.grounds.broker.group.heard(self.faust.member):
+            self.grounds.loop.call_later(self.grounds.rng.uniform(0, 1.0), self.faust.notice)
+
+    # -- what the code in it asks for (edges.Surroundings)
+
+    def client_options(self) -> dict[str, Any]:
+        return {"_link": self.link, "request_timeout_ms": REQUEST_TIMEOUT_MS}
+
+    def wall_ms(self) -> int:
+        return EPOCH_MS + int(self.grounds.loop.now * 1000) + self._skew_ms
+
+    def monotonic(self) -> float:
+        return self.grounds.loop.now
+
+    async def claim(self) -> Identity:
+        """As `skald.identity.claim_identity`."""
+        until = self.grounds.loop.now + LOCK_WAIT_S
+        while not self.seat.is_free(self):
+            if self.grounds.loop.now >= until:
+                raise ConfigError(f"another process on this machine runs as skald {self.seat.skald_id!r}")
+            await asyncio.sleep(LOCK_POLL_S)
+        self.identity = Identity(self.seat.skald_id, self.incarnation, -1, self.seat.written)
+        self.seat.written = (*self.seat.written, self.incarnation)
+        return self.identity
+
+    def forget(self) -> None:
+        """As `skald.identity.forget_predecessors`."""
+        self.seat.written = (self.incarnation,)
+
+    def new_pool(self) -> Pool:
+        self.pool = Pool(self.link, self.grounds.witness, self.grounds.habits, self.link.rng, self.incarnation)
+        return self.pool
+
+    def log(self, level: str, event: str, fields: Mapping[str, Any]) -> None:
+        self.grounds.log(self, level, event, fields)
+
+
+_SETTINGS: dict[tuple[str, int, int, int], Settings] = {}
+
+
+def settings_for(skald_id: str, grounds: Grounds) -> Settings:
+    """Made once a kind: reading the environment is no part of a world."""
+    partitions = grounds.broker.topics.partitions
+    key = (skald_id, grounds.capacity, partitions, grounds.retention_ms)
+    if key not in _SETTINGS:
+        _SETTINGS[key] = Settings.load(
+            _env_file=None,
+            skald_id=skald_id,
+            capacity=grounds.capacity,
+            kafka_topic_partitions=partitions,
+            redis_enabled=False,
+            data_dir=DATA_DIR,
+            terminal_retention_ms=grounds.retention_ms,
+        )
+    return _SETTINGS[key]

@@ -1,0 +1,192 @@
+"""What must hold after every event of a world. One small class a rule; a broken one raises ViolationError.
+
+I1 one run at a time; I3 what was freed never runs again; history is a chain of legal steps with one cause each; the
+positions never fall; nothing inside the product complains. The end of a world is judged in `verdict`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from skalds_streams.core.invariants import check_step
+from skalds_streams.core.row import Row
+from skalds_streams.errors import InvariantError
+from skalds_streams.model.documents import Positions
+from skalds_streams.testing.simulator.ledger import Ledger, Step, Where, public
+from skalds_streams.testing.simulator.witness import Act, Witness
+
+
+class ViolationError(Exception):
+    """A rule was broken. `rule` names it."""
+
+    def __init__(self, rule: str, text: str) -> None:
+        super().__init__(f"{rule}: {text}")
+        self.rule = rule
+
+
+class Rule:
+    """A rule's ears. Each rule overrides what it needs."""
+
+    def on_act(self, act: Act) -> None:
+        """Before the act is entered."""
+
+    def on_step(self, step: Step) -> None:
+        """Before the step is entered."""
+
+    def on_row(self, row: Row) -> None:
+        """Before the row of the changelog is entered, after the steps of its batch."""
+
+    def on_positions(self, partition: int, positions: Positions) -> None:
+        """Before they are entered."""
+
+    def on_deadletter(self, source: Where, reason: str) -> None:
+        """Before it is entered."""
+
+
+class OneAtATime(Rule):
+    """I1: no task runs twice at once."""
+
+    def __init__(self, witness: Witness) -> None:
+        self._witness = witness
+
+    def on_act(self, act: Act) -> None:
+        if act.what == "begin" and self._witness.active.get(act.task_id):
+            other = self._witness.active[act.task_id][0]
+            raise ViolationError(
+                "I1", f"{act.task_id} begins as epoch {act.epoch} while epoch {other.epoch} runs at {other.incarnation}"
+            )
+
+
+class FreedIsOver(Rule):
+    """I3 and more: an epoch runs only where it was placed, and never after the row was freed of it."""
+
+    def __init__(self, witness: Witness) -> None:
+        self._witness = witness
+        self._placed: set[tuple[str, int, str]] = set()
+        self._freed: dict[str, int] = {}
+
+    def on_step(self, step: Step) -> None:
+        before, after = step.before, step.after
+        if after.holder is not None:
+            self._placed.add((after.task_id, after.holder.epoch, after.holder.incarnation))
+        if before is None or before.holder is None or before.holder == after.holder:
+            return
+        self._freed[after.task_id] = max(self._freed.get(after.task_id, 0), before.holder.epoch)
+        for active in self._witness.active.get(after.task_id, ()):
+            if active.epoch == before.holder.epoch:
+                raise ViolationError(
+                    "freed while it runs", f"{after.task_id} epoch {active.epoch}, by {after.why.kind}"
+                )
+
+    def on_act(self, act: Act) -> None:
+        if act.what != "begin":
+            return
+        if (act.task_id, act.epoch, act.incarnation) not in self._placed:
+            raise ViolationError("held only", f"{act.task_id} epoch {act.epoch} runs at {act.incarnation}, not placed")
+        if act.epoch <= self._freed.get(act.task_id, 0):
+            raise ViolationError("I3", f"{act.task_id} epoch {act.epoch} begins after it was freed")
+
+
+class LegalSteps(Rule):
+    """History is a chain: each record follows the one before, and the changelog holds the last of them."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._epochs: dict[str, int] = {}
+        self._revisions: dict[str, int] = {}
+
+    def on_step(self, step: Step) -> None:
+        before, after = step.before, step.after
+        try:
+            check_step(before, after)
+        except InvariantError as error:
+            raise ViolationError("legal steps", str(error)) from error
+        if after.revision <= self._revisions.get(after.task_id, 0):
+            raise ViolationError("revisions rise", f"{after.task_id}: {after.revision}")
+        self._revisions[after.task_id] = after.revision
+        placed = after.holder is not None and (before is None or before.holder != after.holder)
+        if placed and after.epoch <= self._epochs.get(after.task_id, 0):
+            raise ViolationError("epochs rise", f"{after.task_id} is placed again under epoch {after.epoch}")
+        self._epochs[after.task_id] = max(self._epochs.get(after.task_id, 0), after.epoch)
+
+    def on_row(self, row: Row) -> None:
+        told = self._ledger.latest.get(row.task_id)
+        if told != public(row):
+            raise ViolationError("one truth", f"{row.task_id}: the changelog and history differ at {row.revision}")
+
+
+class OneCause(Rule):
+    """I4: a record causes at most one step of a task, in the order of its topic, and so does a forwarded one."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._causes: set[tuple[str, Where]] = set()
+        self._origins: set[tuple[str, Where]] = set()
+        self._last: dict[tuple[str, int], int] = {}
+
+    def on_step(self, step: Step) -> None:
+        row, why = step.after, step.after.why
+        cause: Where = (why.topic, why.partition, why.offset)
+        if cause not in self._ledger.inputs:
+            raise ViolationError("I4", f"{row.task_id}: {why.kind} by {cause}, which no input is")
+        if (row.task_id, cause) in self._causes:
+            raise ViolationError("I4", f"{row.task_id}: {why.kind} {cause} was applied twice")
+        self._causes.add((row.task_id, cause))
+        if why.offset < self._last.get(cause[:2], -1):
+            raise ViolationError("I4", f"{row.task_id}: {cause} was applied after {self._last[cause[:2]]}")
+        self._last[cause[:2]] = why.offset
+        origin = origin_of(self._ledger, cause)
+        if why.kind == "Expired":  # a row that is forgotten forgets what was forwarded to it, long after it came
+            self._origins = {item for item in self._origins if item[0] != row.task_id}
+        elif origin is not None:
+            if (row.task_id, origin) in self._origins:
+                raise ViolationError("I4", f"{row.task_id}: {why.kind}, forwarded from {origin}, was applied twice")
+            self._origins.add((row.task_id, origin))
+
+
+class PositionsRise(Rule):
+    """The last applied offset of an input never falls."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    def on_positions(self, partition: int, positions: Positions) -> None:
+        former = self._ledger.positions.get(partition)
+        for topic, offset in former.offsets.items() if former is not None else ():
+            if positions.offsets.get(topic, -1) < offset:
+                raise ViolationError(
+                    "positions rise", f"{topic}/{partition}: {offset} → {positions.offsets.get(topic, -1)}"
+                )
+
+
+class OnlyBadLetters(Rule):
+    """A dead letter is one that its sender got wrong; none is our own fault."""
+
+    def on_deadletter(self, source: Where, reason: str) -> None:
+        if reason.startswith(("internal error", "can't be written")):
+            raise ViolationError("only bad letters", f"{source}: {reason}")
+
+
+def origin_of(ledger: Ledger, cause: Where) -> Where | None:
+    """Where a forwarded command came from; None for a record that is not forwarded."""
+    if cause[0] != ledger.topics.report:
+        return None
+    doc: dict[str, Any] = orjson.loads(ledger.inputs[cause].value or b"{}")
+    if doc.get("kind") != "Forwarded":
+        return None
+    first = doc["cause"]
+    return first["topic"], first["partition"], first["offset"]
+
+
+def all_rules(ledger: Ledger, witness: Witness) -> list[Rule]:
+    """One object of each rule, listening to nothing yet."""
+    return [
+        OneAtATime(witness),
+        FreedIsOver(witness),
+        LegalSteps(ledger),
+        OneCause(ledger),
+        PositionsRise(ledger),
+        OnlyBadLetters(),
+    ]
