@@ -3,7 +3,8 @@ in order.
 
 Rules: no batch is decided before the former's outcome is known; after an error whose outcome is unknown the log is
 opened again and the same deliveries are looked at anew, where positions tell which of them are in; being fenced means
-asking the group, never fighting; rows are served only while open.
+asking the group, never fighting; rows are served only while open. What Faust delivers is a hint: a record is applied
+only when all before it are, and what was left out, or is not delivered at all, is read from the topic.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import asyncio
 import itertools
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -42,6 +44,8 @@ QUEUE_MOST = 5_000
 TRIES_BEFORE_HALVING = 3
 CONDEMNED_BYTES = 100_000
 CONDEMNED_HEADER_BYTES = 1_000
+LOOK_S = 5.0
+"""An input that is silent for so long is looked at: whether there is more of it than came."""
 BACKOFF_FIRST_S = 0.1
 BACKOFF_MOST_S = 5.0
 
@@ -106,6 +110,7 @@ class JournalStatistics:
     skipped: int = 0
     deadletters: int = 0
     reopened: int = 0
+    fetched: int = 0
 
 
 class Journal:
@@ -128,12 +133,16 @@ class Journal:
         self._poison: str | None = None
         self._confirmed = 0
         self._closed = False
+        self._heard_at: dict[str, float] = {}
+        self._empty_to: dict[str, int] = {}
+        """Topic → offset up to which nothing is in it after the position: markers of transactions, or deleted."""
 
     async def offer(self, delivery: Delivery) -> None:
         """Hand over a delivery; waits while the queue is full. Dropped when the journal is closed: the next owner gets
         it.
         """
         if not self._closed:
+            self._heard_at[delivery.record.topic] = asyncio.get_running_loop().time()
             await self._queue.put(delivery)
         if self._closed:  # also when it was closed while we waited
             delivery.drop()
@@ -201,6 +210,9 @@ class Journal:
                 await asyncio.sleep(pause_s)
                 continue
             self.rows, self.positions, self.end_offset = recovered.rows, recovered.positions, recovered.end_offset
+            now = asyncio.get_running_loop().time()
+            self._heard_at = {topic: max(self._heard_at.get(topic, 0.0), now) for topic in self._context.topics.inputs}
+            self._empty_to = {}
             self.opened.set()
             log.debug("journal.open", partition=self.partition, rows=len(self.rows))
             return True
@@ -217,7 +229,13 @@ class Journal:
     # -- one turn
 
     async def _turn(self) -> None:
-        deliveries = await self._take()
+        await self._take()
+        await self._look_at_silent_inputs()
+        while await self._fill():
+            pass
+        deliveries = self._batch()
+        if not deliveries:
+            return
         await reach("before_decide")
         staged = self._stage(deliveries)
         await reach("after_decide")
@@ -263,14 +281,67 @@ class Journal:
         )
         return Staged(offsets={record.topic: record.offset}, deadletters=[letter], records=1)
 
-    async def _take(self) -> list[Delivery]:
-        """Wait for one delivery, then take all that is there, up to the limit."""
+    async def _take(self) -> None:
+        """Wait for a delivery, LOOK_S at most, then take all that is there, up to the limit."""
         if not self._pending:
-            self._pending.append(await self._queue.get())
+            with suppress(TimeoutError):
+                self._pending.append(await asyncio.wait_for(self._queue.get(), LOOK_S))
         while len(self._pending) < self._limit and not self._queue.empty():
             self._pending.append(self._queue.get_nowait())
-        wanted = 1 if self._poison else min(self._limit, len(self._pending))
-        return [self._pending[at] for at in range(wanted)]
+
+    def _batch(self) -> list[Delivery]:
+        wanted = 1 if self._poison else self._limit
+        return list(itertools.islice(self._pending, wanted))
+
+    # -- what Faust does not deliver
+
+    async def _fill(self) -> bool:
+        """Put what was left out before what comes after it. Whether something was.
+
+        When a rebalance overlaps with another, Faust drops records that it has read and goes on behind them. Applied
+        out of order, the later one would make the earlier one a repetition.
+        """
+        reached = dict(self.positions.offsets)
+        for at, delivery in enumerate(self._batch()):
+            topic, offset = delivery.record.topic, delivery.record.offset
+            begin = reached.get(topic, -1) + 1
+            if offset > max(begin, self._empty_to.get(topic, 0)):
+                missing = await self._fetch(topic, begin, offset)
+                for item in reversed(missing):
+                    self._pending.insert(at, item)
+                if missing:
+                    return True
+            reached[topic] = max(offset, begin - 1)
+        return False
+
+    async def _look_at_silent_inputs(self) -> None:
+        """The last record of an input may be the one that was left out: nothing comes after it that would tell."""
+        now = asyncio.get_running_loop().time()
+        silent = [topic for topic, at in self._heard_at.items() if now - at >= LOOK_S]
+        if not silent:
+            return
+        for topic in silent:
+            self._heard_at[topic] = now
+        waiting = {delivery.record.topic for delivery in self._pending}
+        try:
+            ends = await self._log.input_ends([topic for topic in silent if topic not in waiting])
+            for topic, end in ends.items():
+                begin = self.positions.offsets.get(topic, -1) + 1
+                if end > max(begin, self._empty_to.get(topic, 0)):
+                    self._pending.extend(await self._fetch(topic, begin, end))
+        except (ClientError, TimeoutError, OSError) as error:
+            log.debug("journal.not_looked", partition=self.partition, error=repr(error))
+
+    async def _fetch(self, topic: str, begin: int, end: int) -> list[Delivery]:
+        """Read a piece of an input, the first part of it when it is long. Nothing of it is acknowledged to Faust."""
+        records = await self._log.read_input(topic, begin, end, self._limit)
+        if not records:
+            self._empty_to[topic] = end
+            return []
+        self.statistics.fetched += len(records)
+        where = f"{topic}/{self.partition}@{records[0].offset}"
+        log.warning("journal.fetched", what="records that were not delivered", count=len(records), first=where)
+        return [Delivery(record, _nothing) for record in records]
 
     def _stage(self, deliveries: Sequence[Delivery]) -> Staged:
         first = deliveries[0].record
@@ -320,6 +391,10 @@ class Journal:
                     (headers["source.topic"], headers["source.partition"], headers["source.offset"])
                 ).decode(),
             )
+
+
+def _nothing() -> None:
+    """Nobody waits for an acknowledgement."""
 
 
 def in_waves(forwards: Sequence[tuple[str, dict[str, Any]]]) -> list[list[tuple[str, dict[str, Any]]]]:

@@ -9,12 +9,12 @@ opened again instead.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import IllegalOperation, InvalidProducerEpoch, ProducerClosed, ProducerFenced
 from aiokafka.errors import KafkaError as ClientError
 
@@ -24,7 +24,8 @@ from skalds_streams.errors import FencedError, JournalError, TopicRecreatedError
 from skalds_streams.failpoints import reach
 from skalds_streams.model.changelog import ChangelogState
 from skalds_streams.model.documents import Positions
-from skalds_streams.proxy.client import log_consumer, look_at
+from skalds_streams.model.record import Record
+from skalds_streams.proxy.client import log_consumer, look_at, record_of
 from skalds_streams.topics import Topics
 
 TRANSACTION_TIMEOUT_MS = 10_000
@@ -32,6 +33,7 @@ TRANSACTION_TIMEOUT_MS = 10_000
 WRITE_TIMEOUT_S = 15.0
 OPEN_TIMEOUT_S = 30.0
 """How long opening may stand still: a long changelog takes what it takes."""
+READ_TIMEOUT_S = 15.0
 STOP_TIMEOUT_S = 3.0
 CUT_TIMEOUT_S = 1.0
 BATCH_BYTES = 256 * 1024
@@ -109,28 +111,50 @@ class PartitionLog:
             positions = state.positions.get(self.partition, Positions({}))
         finally:
             await consumer.stop()
-        await self._check_inputs(positions)
+        await self._check_inputs(positions)  # raises for an input that was made anew
         return Recovered(state.rows, positions, end)
 
     async def _check_inputs(self, positions: Positions) -> None:
-        """Faust also reads what an open transaction of somebody else has written, so that counts here, too."""
-        inputs = [TopicPartition(topic, self.partition) for topic in positions.offsets]
-        if not inputs:
-            return
-        consumer = log_consumer(self._client, committed=False)
-        try:
-            await _start(consumer)
-            ends = await consumer.end_offsets(inputs)
-        finally:
-            await consumer.stop()
-        for tp, end in ends.items():
-            applied = positions.offsets[tp.topic]
-            if end <= applied:
+        ends = await self.input_ends(positions.offsets)
+        for topic, applied in positions.offsets.items():
+            if ends[topic] <= applied:
                 raise TopicRecreatedError(
-                    f"topic {tp.topic}, partition {tp.partition}, ends at offset {end}, but offset {applied} was"
+                    f"topic {topic}, partition {self.partition}, ends at offset {ends[topic]}, but offset {applied} was"
                     " applied before: the topic was deleted and made anew. To begin afresh, start with another"
                     f" SKALDS_APP, or delete {self._topics.changelog} as well."
                 )
+
+    # -- inputs, as Faust reads them: also what an open transaction of somebody else has written
+
+    @asynccontextmanager
+    async def _inputs(self) -> AsyncIterator[AIOKafkaConsumer]:
+        consumer = log_consumer(self._client, committed=False)
+        try:
+            async with asyncio.timeout(READ_TIMEOUT_S):
+                await _start(consumer)
+                yield consumer
+        finally:
+            await consumer.stop()
+
+    async def input_ends(self, topics: Iterable[str]) -> dict[str, int]:
+        """Offset after the last record of this partition in each topic."""
+        tps = [TopicPartition(topic, self.partition) for topic in topics]
+        if not tps:
+            return {}
+        async with self._inputs() as consumer:
+            return {tp.topic: offset for tp, offset in (await consumer.end_offsets(tps)).items()}
+
+    async def read_input(self, topic: str, start: int, end: int, most: int) -> list[Record]:
+        """The records of this partition from offset `start` to before `end`, the first `most` of them."""
+        tp = TopicPartition(topic, self.partition)
+        found: list[Record] = []
+        async with self._inputs() as consumer:
+            consumer.assign([tp])
+            consumer.seek(tp, start)
+            while len(found) < most and await consumer.position(tp) < end:
+                items = (await consumer.getmany(tp, timeout_ms=200)).get(tp, [])
+                found += [record_of(item) for item in items if item.offset < end]
+        return found[:most]
 
     async def write(self, outputs: Sequence[Output]) -> None:
         """Write one transaction and wait for its commit.

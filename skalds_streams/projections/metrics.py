@@ -26,6 +26,7 @@ _COUNTED = {
     "skipped": "Input records that an earlier transaction had already applied.",
     "deadletters": "Records sent to task.deadletter.",
     "reopened": "Times a journal was opened again after an error.",
+    "fetched": "Input records that Faust had left out and that were read from the topic.",
 }
 
 
@@ -51,6 +52,10 @@ class JournalCounts(Protocol):
     @property
     def reopened(self) -> int:
         """Openings after an error."""
+
+    @property
+    def fetched(self) -> int:
+        """Input records read from the topic because they were not delivered."""
 
 
 @dataclass(frozen=True, slots=True)

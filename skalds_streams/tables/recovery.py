@@ -16,6 +16,14 @@ class JournalRecovery(Recovery):  # type: ignore[misc]  # faust has no types tha
     def need_recovery(self) -> bool:
         return False
 
+    async def on_recovery_completed(self, generation_id: int = 0) -> None:
+        """Stop the flow while the inputs are sought. Faust has let it go by now, and of the records that it reads
+        meanwhile, from wherever it stood, it would drop some.
+        """
+        self.app.consumer.stop_flow()
+        self.app.flow_control.suspend()
+        await super().on_recovery_completed(generation_id)
+
 
 class JournalTableManager(TableManager):  # type: ignore[misc]  # faust has no types that mypy can follow
     """Faust's table manager with our recovery."""

@@ -121,7 +121,10 @@ class Node:
         assert self.process is not None
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-        return await asyncio.to_thread(self.process.wait, timeout_s)
+        code = await asyncio.to_thread(self.process.wait, timeout_s)
+        if code:
+            print(f"{self.skald_id} ended with {code}:\n{self.log()[-5000:]}")  # pytest shows it with the failure
+        return code
 
 
 class System:

@@ -13,7 +13,7 @@ from tests.simulation.planted import PLANTED
 FILES = sorted((Path(__file__).parents[1] / "histories").glob("simulator-*.json"))
 BUGS = {
     "simulator-34.json": "only_the_last_predecessor_is_replaced",
-    "simulator-363.json": "forwarded_commands_are_sent_all_at_once",
+    "simulator-96.json": "forwarded_commands_are_sent_all_at_once",
     "simulator-522.json": "a_refused_update_stays_for_the_next_run",
 }
 """Files whose bug is still known, as a planted one."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, cast
 
@@ -65,6 +65,10 @@ class FakeLog:
         self.refuse: Callable[[Sequence[Output]], Awaitable[None] | None] = lambda outputs: None
         self.after: Callable[[Sequence[Output]], None] = lambda outputs: None
         self.hang_open: asyncio.Event | None = None
+        self.inputs: dict[str, list[Record | None]] = {}
+        """What is in the input topics, None for a transaction's marker."""
+        self.reads: list[tuple[str, int, int]] = []
+        self.look_error: Exception | None = None
 
     async def open(self) -> Recovered:
         self.opens += 1
@@ -88,6 +92,15 @@ class FakeLog:
         after = self.state.positions[0].offsets
         assert all(after[topic] >= offset for topic, offset in before.items()), "a position has gone back"
         self.after(outputs)
+
+    async def input_ends(self, topics: Iterable[str]) -> dict[str, int]:
+        if self.look_error is not None:
+            raise self.look_error
+        return {topic: len(self.inputs.get(topic, [])) for topic in topics}
+
+    async def read_input(self, topic: str, start: int, end: int, most: int) -> list[Record]:
+        self.reads.append((topic, start, end))
+        return [item for item in self.inputs.get(topic, [])[start:end] if item is not None][:most]
 
     async def close(self) -> None:
         self.closes += 1
@@ -207,6 +220,102 @@ async def test_copies_for_others_are_with_the_broker_before_the_position_advance
         await until(lambda: world.acked == [0])
     assert world.forwarder.sent == [foreign]
     assert (world.log.opens, world.journal.statistics.reopened) == (2, 1)
+
+
+# -- what is not delivered
+
+
+def publish(world: World, count: int, *, markers: Sequence[int] = ()) -> list[Delivery]:
+    """task.assign holds `count` records, but for the markers of transactions. Returns their deliveries, by offset."""
+    deliveries = [world.delivery(offset) for offset in range(count)]
+    world.log.inputs[TOPICS.assign] = [
+        None if offset in markers else delivery.record for offset, delivery in enumerate(deliveries)
+    ]
+    return deliveries
+
+
+def applied(world: World) -> list[str]:
+    """Tasks in the order in which their rows were first written."""
+    order = [name for outputs in world.log.committed for name in ordered(outputs)]
+    return list(dict.fromkeys(order))
+
+
+def ordered(outputs: Sequence[Output]) -> list[str]:
+    keys = [(output.key or b"").decode() for output in outputs if output.topic == TOPICS.changelog]
+    return [key for key in keys if key != POSITIONS_KEY.decode()]
+
+
+async def test_what_faust_leaves_out_is_read_and_applied_in_its_place() -> None:
+    """A rebalance that overlaps with another makes Faust drop what it has read and go on behind it."""
+    world = World()
+    deliveries = publish(world, 9)
+    async with world.running():
+        await world.offer(deliveries[0], deliveries[3], deliveries[4], deliveries[8])
+        await until(lambda: 8 in world.acked)
+        await world.offer(*deliveries[1:9])
+        await until(lambda: len(world.acked) == 12, "what comes late is skipped")
+    assert applied(world) == [f"t{n}" for n in range(9)]
+    assert [row.revision for row in world.log.state.rows.values()] == [1] * 9
+    assert world.journal.statistics.fetched == 5
+
+
+async def test_a_later_record_that_comes_first_does_not_make_the_earlier_one_a_repetition() -> None:
+    world = World()
+    deliveries = publish(world, 3)
+    async with world.running():
+        await world.offer(deliveries[0])
+        await until(lambda: world.acked == [0])
+        await world.offer(deliveries[2], deliveries[1])
+        await until(lambda: len(world.acked) == 3)
+    assert applied(world) == ["t0", "t1", "t2"]
+
+
+async def test_a_long_piece_is_read_in_batches() -> None:
+    world = World(batch_max=4)
+    deliveries = publish(world, 30)
+    async with world.running():
+        await world.offer(deliveries[29])
+        await until(lambda: world.acked == [29])
+    assert applied(world) == [f"t{n}" for n in range(30)]
+    assert max(len(ordered(outputs)) for outputs in world.log.committed) <= 4
+
+
+async def test_a_hole_in_the_log_is_looked_at_once() -> None:
+    world = World()
+    deliveries = publish(world, 6, markers=[1, 2, 4])
+    async with world.running():
+        await world.offer(deliveries[0], deliveries[3], deliveries[5], deliveries[3], deliveries[5])
+        await until(lambda: world.acked == [0, 3, 5, 3, 5])
+    assert applied(world) == ["t0", "t3", "t5"]
+    assert world.log.reads == [(TOPICS.assign, 1, 3), (TOPICS.assign, 4, 5)]
+
+
+async def test_the_last_record_of_an_input_is_found_although_nothing_comes_after_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(journal_module, "LOOK_S", 0.01)
+    world = World()
+    deliveries = publish(world, 4, markers=[3])
+    async with world.running():
+        await world.offer(deliveries[0])
+        for _ in range(1_000):
+            if len(world.log.state.rows) == 3:
+                break
+            await asyncio.sleep(0.001)
+        looked = len(world.log.reads)
+        await asyncio.sleep(0.05)
+    assert applied(world) == ["t0", "t1", "t2"]
+    assert len(world.log.reads) <= looked + 1, "a marker at the end is looked at once"
+
+
+async def test_an_idle_journal_stays_open_when_the_broker_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal_module, "LOOK_S", 0.001)
+    world = World()
+    world.log.look_error = KafkaConnectionError()
+    async with world.running():
+        await until(world.journal.opened.is_set)
+        await asyncio.sleep(0.02)
+        assert (world.journal.opened.is_set(), world.log.opens) == (True, 1)
 
 
 # -- an outcome that nobody knows

@@ -22,6 +22,7 @@ class Counts:
     skipped: int = 0
     deadletters: int = 0
     reopened: int = 0
+    fetched: int = 0
 
 
 @dataclass
@@ -65,7 +66,7 @@ def running(task_id: str, **changes: Any) -> Row:
 
 
 def test_numbers_are_those_of_the_suppliers() -> None:
-    world = World(held=["a"], journals=[Counts(5, 4, 3, 2, 1), Counts(events=10)], caught_up=True)
+    world = World(held=["a"], journals=[Counts(5, 4, 3, 2, 1, 6), Counts(events=10)], caught_up=True)
     world.rows = {
         "a": running("a"),
         "b": running("b", attempt=3),
@@ -90,6 +91,7 @@ def test_numbers_are_those_of_the_suppliers() -> None:
         "skalds_journal_skipped_total": 3,
         "skalds_journal_deadletters_total": 2,
         "skalds_journal_reopened_total": 1,
+        "skalds_journal_fetched_total": 6,
         "skalds_journals_open": 2,
         "skalds_view_caught_up": 1,
         "skalds_redis_up": 0,

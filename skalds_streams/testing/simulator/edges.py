@@ -107,6 +107,7 @@ def _exchanged() -> list[tuple[Any, str, Any]]:
         (client, "AIOKafkaConsumer", Consumer),
         (coordinator_log, "AIOKafkaProducer", Producer),
         (coordinator_log, "_discard", lambda producer: producer.stop()),
+        (coordinator_log, "record_of", lambda item: item),
         (reports, "AIOKafkaProducer", Producer),
         (heartbeat, "AIOKafkaProducer", Producer),
         (heartbeat, "monotonic", lambda: HERE.get().monotonic()),
