@@ -123,6 +123,8 @@ class SkaldsApp(faust.App):  # type: ignore[misc]  # faust has no types
 
     def _fatal(self, error: BaseException) -> None:
         """End the process because a part of it can't go on."""
+        if isinstance(error, SkaldsError):
+            _complain(error)
         self.loop.create_task(self.crash(error))
 
     def _refuse(self, error: SkaldsError) -> None:

@@ -10,7 +10,8 @@
     ├── JournalError           a partition's journal can't go on
     │   ├── FailpointError     a failpoint was told to raise (tests only; defined in `failpoints`)
     │   ├── FencedError        another owner opened this partition
-    │   └── TopicRecreatedError  the log ends before our position
+    │   ├── TopicRecreatedError  the log ends before our position
+    │   └── TopicResizedError    a topic has another number of partitions than before
     ├── IllegalTransitionError decide was asked for a step that the table does not have
     ├── InvariantError         a row breaks a rule that must always hold
     ├── HostError              a worker host or the zygote does not answer as agreed
@@ -58,6 +59,10 @@ class FencedError(JournalError):
 
 class TopicRecreatedError(JournalError):
     """An input topic ends before the position that was applied: it was deleted and made anew."""
+
+
+class TopicResizedError(JournalError):
+    """A topic has another number of partitions than it must have: a task is found by that number."""
 
 
 class IllegalTransitionError(SkaldsError):

@@ -21,10 +21,12 @@ from skalds_streams.coordinator.journal import JournalContext
 from skalds_streams.coordinator.journals import Journals
 from skalds_streams.coordinator.log import PartitionLog
 from skalds_streams.coordinator.timers import DueTimer
+from skalds_streams.errors import TopicResizedError
 from skalds_streams.model.codec import Limits
 from skalds_streams.projections.metrics import Metrics, MetricSources
 from skalds_streams.projections.redis import RedisProjection
 from skalds_streams.proxy.client import client_options, tune_consumers
+from skalds_streams.proxy.partition_count import PartitionWatch
 from skalds_streams.proxy.reports import ReportSender
 from skalds_streams.proxy.topic_setup import ensure_topics
 from skalds_streams.settings import Settings
@@ -116,6 +118,7 @@ class Runtime:
         self.identity = await asyncio.to_thread(
             claim_identity, self.settings.data_dir, self.settings.skald_id, on_wait=_WaitNotice()
         )
+        self._spawn("partitions", self._watch_partitions())
         self._spawn("view", self.view.run())
         await self._sender.start()
         await self._start_skald(self.identity)
@@ -128,6 +131,12 @@ class Runtime:
             incarnation=self.identity.incarnation,
             replaces=self.identity.replaces,
         )
+
+    async def _watch_partitions(self) -> None:
+        try:
+            await PartitionWatch(self.topics.specs(), self._client).run()
+        except TopicResizedError as error:
+            self.journals.halt(error)
 
     async def _start_skald(self, identity: Identity) -> None:
         settings = self.settings

@@ -38,6 +38,8 @@ class TopicSpec:
     name: str
     partitions: int
     config: Mapping[str, str] = field(default_factory=dict)
+    replaceable: bool = False
+    """Whether it may be deleted and made anew while no node runs: no task is rebuilt from it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +87,8 @@ class Topics:
             TopicSpec(self.cancel, count, log_append),
             TopicSpec(self.update, count, log_append),
             TopicSpec(self.report, count, log_append),
-            TopicSpec(self.history, count, kept),
-            TopicSpec(self.deadletter, count, {**kept, **large}),
+            TopicSpec(self.history, count, kept, replaceable=True),
+            TopicSpec(self.deadletter, count, {**kept, **large}, replaceable=True),
             TopicSpec(self.changelog, count, {"cleanup.policy": "compact", "segment.bytes": SEGMENT_BYTES, **large}),
-            TopicSpec(self.heartbeat, 1, {**log_append, "retention.ms": str(HEARTBEAT_RETENTION_MS)}),
+            TopicSpec(self.heartbeat, 1, {**log_append, "retention.ms": str(HEARTBEAT_RETENTION_MS)}, replaceable=True),
         )

@@ -56,7 +56,7 @@ class Staged:
     """What one batch wants to write.
 
     `rows`: changed rows, None for one that is forgotten; `forwards`: (task id, document) to be sent and awaited before
-    the commit; floors: what new rows start above from now on.
+    the commit; floors: what new rows start above from now on; `partitions`: how many there are.
     """
 
     rows: dict[str, Row | None] = field(default_factory=dict)
@@ -70,6 +70,7 @@ class Staged:
     records: int = 0
     skipped: int = 0
     ignored: int = 0
+    partitions: int = 0
 
     @property
     def is_empty(self) -> bool:
@@ -103,7 +104,7 @@ class Stager:
             epoch_floor=positions.epoch_floor,
             revision_floor=positions.revision_floor,
         )
-        self.staged = Staged()
+        self.staged = Staged(partitions=topics.partitions)
 
     def add(self, records: Iterable[Record]) -> Staged:
         """Decide until the batch is full; `records` of what is returned says how many it took."""
@@ -217,4 +218,5 @@ def advanced(positions: Positions, staged: Staged) -> Positions:
         {**positions.offsets, **staged.offsets},
         max(positions.epoch_floor, staged.epoch_floor),
         max(positions.revision_floor, staged.revision_floor),
+        staged.partitions or positions.partitions,
     )

@@ -32,7 +32,7 @@ from skalds_streams.coordinator.log import PartitionLog
 from skalds_streams.core.membership import Members
 from skalds_streams.core.placement import Load
 from skalds_streams.core.row import Row
-from skalds_streams.errors import FencedError, JournalError, TopicRecreatedError
+from skalds_streams.errors import FencedError, JournalError, TopicRecreatedError, TopicResizedError
 from skalds_streams.failpoints import reach
 from skalds_streams.model.codec import Limits
 from skalds_streams.model.documents import Positions
@@ -200,7 +200,7 @@ class Journal:
                 return False
             try:
                 recovered = await self._log.open()
-            except TopicRecreatedError as error:
+            except (TopicRecreatedError, TopicResizedError) as error:
                 self.fatal = error
                 raise
             except (ClientError, JournalError, TimeoutError, OSError) as error:

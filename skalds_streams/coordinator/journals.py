@@ -1,7 +1,8 @@
 """The journals that this process owns: opened when Faust is given their partitions, closed when it loses them.
 
 Rules: opening is idempotent and side by side; a delivery of a partition that is not ours is dropped, its owner reads
-it; one journal that can't go on ends the process with a clear error, the others are closed cleanly.
+it; one journal that can't go on ends the process with a clear error, the others are closed cleanly. When the topics
+have another number of partitions than they must have, none goes on.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import structlog
 from skalds_streams.coordinator.journal import Delivery, Journal, JournalContext
 from skalds_streams.coordinator.log import PartitionLog
 from skalds_streams.core.row import Row
+from skalds_streams.errors import TopicResizedError
+from skalds_streams.proxy.partition_count import BEGIN_AFRESH
 
 OPEN_WAIT_S = 5.0
 """How long a rebalance waits for journals to open; later they go on in the background."""
@@ -35,11 +38,22 @@ class Journals:
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._told = False
+        self._halted = False
 
     # -- what Faust says
 
     async def own(self, partitions: Collection[int]) -> None:
         """These partitions, and no others, are ours. Waits at most OPEN_WAIT_S for new journals to open."""
+        count = self._context.topics.partitions
+        if any(partition >= count for partition in partitions):
+            self.halt(
+                TopicResizedError(
+                    f"partition {max(partitions)} of an input was given to this node, but there must be only {count}"
+                    f" (from 0): this node decides nothing any more and ends. {BEGIN_AFRESH}"
+                )
+            )
+        if self._halted:
+            partitions = ()
         for partition in [p for p in self._journals if p not in partitions or self._tasks[p].done()]:
             self._end(partition)
         for partition in partitions:
@@ -63,6 +77,16 @@ class Journals:
         if late:
             log.warning("journals.open_late", partitions=late)
 
+    def halt(self, error: TopicResizedError) -> None:
+        """Decide nothing any more, whatever the group says, and end the process."""
+        if self._halted:
+            return
+        self._halted = True
+        log.error("journals.halted", error=str(error))
+        for partition in list(self._journals):
+            self._end(partition)
+        self._on_fatal(error)
+
     async def close(self) -> None:
         """Let go of all; returns when every writer is stopped."""
         await self.own(())
@@ -81,7 +105,10 @@ class Journals:
             raise
         except BaseException as error:  # noqa: BLE001  # the edge: what ends a journal ends the process
             log.error("journal.failed", partition=journal.partition, error=str(error))
-            self._on_fatal(error)
+            if isinstance(error, TopicResizedError):
+                self.halt(error)
+            else:
+                self._on_fatal(error)
         finally:
             journal.opened.clear()
 

@@ -20,12 +20,13 @@ from aiokafka.errors import KafkaError as ClientError
 
 from skalds_streams.coordinator.batch import Output
 from skalds_streams.core.row import Row
-from skalds_streams.errors import FencedError, JournalError, TopicRecreatedError
+from skalds_streams.errors import FencedError, JournalError, TopicRecreatedError, TopicResizedError
 from skalds_streams.failpoints import reach
 from skalds_streams.model.changelog import ChangelogState
 from skalds_streams.model.documents import Positions
 from skalds_streams.model.record import Record
 from skalds_streams.proxy.client import log_consumer, look_at, record_of
+from skalds_streams.proxy.partition_count import BEGIN_AFRESH
 from skalds_streams.topics import Topics
 
 TRANSACTION_TIMEOUT_MS = 10_000
@@ -111,8 +112,18 @@ class PartitionLog:
             positions = state.positions.get(self.partition, Positions({}))
         finally:
             await consumer.stop()
+        self._check_count(positions)
         await self._check_inputs(positions)  # raises for an input that was made anew
         return Recovered(state.rows, positions, end)
+
+    def _check_count(self, positions: Positions) -> None:
+        if positions.partitions not in (0, self._topics.partitions):
+            raise TopicResizedError(
+                f"{self._topics.changelog}, partition {self.partition}, was written when there were"
+                f" {positions.partitions} partitions, and now there are to be {self._topics.partitions}: tasks would be"
+                f" looked for where they are not. Set KAFKA_TOPIC_PARTITIONS={positions.partitions} again."
+                f" If the topics have other numbers now: {BEGIN_AFRESH}"
+            )
 
     async def _check_inputs(self, positions: Positions) -> None:
         ends = await self.input_ends(positions.offsets)

@@ -35,12 +35,13 @@ def decode_row(value: bytes) -> Row:
 class Positions:
     """How far a partition's inputs are applied, and what was ever used there.
 
-    `offsets`: topic → last applied offset.
+    `offsets`: topic → last applied offset; `partitions`: how many there were when this was written, 0 for not known.
     """
 
     offsets: Mapping[str, int]
     epoch_floor: int = 0
     revision_floor: int = 0
+    partitions: int = 0
 
 
 def encode_positions(positions: Positions) -> bytes:
@@ -51,6 +52,7 @@ def encode_positions(positions: Positions) -> bytes:
             "positions": dict(positions.offsets),
             "epoch_floor": positions.epoch_floor,
             "revision_floor": positions.revision_floor,
+            "partitions": positions.partitions,
         }
     )
 
@@ -62,7 +64,10 @@ def decode_positions(value: bytes) -> Positions:
         if doc["v"] > 1:
             raise WireError(f"positions of format {doc['v']} are newer than 1")
         return Positions(
-            {str(k): int(v) for k, v in doc["positions"].items()}, doc["epoch_floor"], doc["revision_floor"]
+            {str(k): int(v) for k, v in doc["positions"].items()},
+            doc["epoch_floor"],
+            doc["revision_floor"],
+            doc.get("partitions", 0),
         )
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise WireError(f"not a positions record: {error}") from None

@@ -19,6 +19,7 @@ from aiokafka.errors import KafkaConnectionError, KafkaTimeoutError, TopicAlread
 from aiokafka.errors import KafkaError as ClientError
 
 from skalds_streams.errors import KafkaError, TopicError, UnreachableError
+from skalds_streams.proxy.partition_count import counts_of, said_at_start
 from skalds_streams.topics import TopicSpec
 
 VISIBLE_TIMEOUT_S = 15.0
@@ -101,14 +102,9 @@ async def _wait_visible(admin: AIOKafkaAdminClient, specs: Sequence[TopicSpec]) 
 
 async def _verify(admin: AIOKafkaAdminClient, specs: Sequence[TopicSpec]) -> list[str]:
     by_name = {spec.name: spec for spec in specs}
-    for item in await admin.describe_topics(list(by_name)):
-        spec = by_name[item["topic"]]
-        if len(item["partitions"]) != spec.partitions:
-            raise TopicError(
-                f"topic {spec.name} has {len(item['partitions'])} partitions, it must have {spec.partitions}."
-                f" Set KAFKA_TOPIC_PARTITIONS={len(item['partitions'])}, or recreate it:"
-                f" kafka-topics.sh --delete --topic {spec.name}"
-            )
+    trouble = said_at_start(specs, counts_of(await admin.describe_topics(list(by_name))))
+    if trouble is not None:
+        raise TopicError(trouble)
     warnings: list[str] = []
     configs = await _configs(admin, list(by_name))
     for name, config in configs.items():

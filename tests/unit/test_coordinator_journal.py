@@ -28,7 +28,7 @@ from skalds_streams.coordinator.log import PartitionLog, Recovered
 from skalds_streams.core.membership import Members
 from skalds_streams.core.partition import partition_of
 from skalds_streams.core.row import Row
-from skalds_streams.errors import FencedError, JournalError, TopicRecreatedError
+from skalds_streams.errors import FencedError, JournalError, TopicRecreatedError, TopicResizedError
 from skalds_streams.model.changelog import ChangelogState
 from skalds_streams.model.codec import Limits
 from skalds_streams.model.documents import Positions
@@ -570,7 +570,7 @@ class Process:
     """The journals of one process, each with a fake log that is kept when the partition comes back."""
 
     def __init__(self) -> None:
-        self.world = World()
+        self.world = World(FOREIGN_TOPICS)
         self.logs: dict[int, FakeLog] = {}
         self.made: list[int] = []
         self.fatal: list[BaseException] = []
@@ -717,3 +717,30 @@ async def test_what_ends_a_journal_is_told_and_the_others_go_on() -> None:
         assert journal is not None
         await until(journal.opened.is_set)
         owning.cancel()
+
+
+async def test_a_changelog_written_under_another_number_ends_the_other_journals_too() -> None:
+    async with process() as made:
+        made.logs[0] = FakeLog()
+        made.logs[0].open_errors.append(TopicResizedError("written when there were 5"))
+        await made.journals.own({0, 1})
+        await until(lambda: made.fatal)
+        assert ([type(error) for error in made.fatal], list(made.journals)) == ([TopicResizedError], [])
+
+
+@pytest.mark.parametrize("told", ["by the watch", "by the group"])
+async def test_another_number_of_partitions_ends_every_journal_and_the_process(told: str) -> None:
+    async with process() as made:
+        await made.journals.own({0, 1})
+        if told == "by the watch":
+            made.journals.halt(TopicResizedError("has 7 partitions now"))
+        else:
+            await made.journals.own({0, 1, 6})
+        assert [type(error) for error in made.fatal] == [TopicResizedError]
+        assert (list(made.journals), made.journals.next_offset("any", 0)) == ([], None)
+        await made.journals.offer(made.world.delivery(0))
+        assert (made.world.acked, made.world.dropped) == ([], [0])
+        await made.journals.own({0, 1})
+        assert (list(made.journals), sorted(made.made)) == ([], [0, 1]), "whatever the group says later"
+        made.journals.halt(TopicResizedError("again"))
+        assert len(made.fatal) == 1

@@ -90,6 +90,16 @@ class NoRedis:
         """There is nothing to do."""
 
 
+class NoWatch:
+    """Nobody adds partitions to a modelled topic."""
+
+    def __init__(self, *args: object, **options: object) -> None:
+        """There is nothing to keep."""
+
+    async def run(self) -> None:
+        """There is nothing to see."""
+
+
 async def _claim(*args: object, **options: object) -> Any:
     return await HERE.get().claim()
 
@@ -117,6 +127,7 @@ def _exchanged() -> list[tuple[Any, str, Any]]:
         (runtime, "claim_identity", _claim),
         (runtime, "forget_predecessors", lambda identity: HERE.get().forget()),
         (runtime, "ensure_topics", _ensure_topics),
+        (runtime, "PartitionWatch", NoWatch),
         (runtime, "tune_consumers", _nothing),
         (runtime, "HostPool", lambda **options: HERE.get().new_pool()),
         (runtime, "RedisProjection", NoRedis),
