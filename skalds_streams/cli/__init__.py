@@ -31,7 +31,7 @@ COMMANDS: Mapping[str, str] = {
     "describe": "Everything about one task, and how it came to be.",
     "replay": "Rebuild every row from the recorded events and verify the live table.",
     "deadletter": "What no coordinator understood: list, show, send again.",
-    "topics": "Check or create the Kafka topics.",
+    "topics": "Check, create or mend the Kafka topics.",
 }
 """Name → what the list of commands says of it. The module of the same name has a command of the same name."""
 

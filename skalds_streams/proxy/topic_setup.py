@@ -1,14 +1,14 @@
 """Creates the topics that are missing and checks those that are there, before anything subscribes.
 
-A wrong setting is one clear error: the topic, what it is, what it must be, the command that mends it. CreateTime on an
-existing input is a warning only.
+A wrong setting is one clear error: the topic, what it is, what it must be, the command that mends it. What is not
+wrong but worse than it could be is a warning (`topic_rules`).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,12 +19,13 @@ from aiokafka.errors import KafkaConnectionError, KafkaTimeoutError, TopicAlread
 from aiokafka.errors import KafkaError as ClientError
 
 from skalds_streams.errors import KafkaError, TopicError, UnreachableError
-from skalds_streams.proxy.partition_count import counts_of, said_at_start
+from skalds_streams.proxy.partition_count import said_at_start
+from skalds_streams.proxy.topic_rules import INSYNC, SAFE_REPLICAS, Found, deviations, said_of_thin, thin
 from skalds_streams.topics import TopicSpec
 
 VISIBLE_TIMEOUT_S = 15.0
-MUST_HOLD = ("cleanup.policy",)
-SHOULD_HOLD = ("message.timestamp.type",)
+TOPIC_SETTING = 1
+"""Kafka's number for a setting that was made for the topic itself."""
 
 log = structlog.get_logger(__name__)
 
@@ -37,14 +38,9 @@ class TopicReport:
     warnings: Sequence[str] = field(default_factory=list)
 
 
-async def ensure_topics(
-    specs: Sequence[TopicSpec], client: Mapping[str, Any], *, replication_factor: int
-) -> TopicReport:
-    """Create and verify. Raises UnreachableError when no broker answers, TopicError for a topic that is not as it must
-    be.
-
-    replication_factor: wanted; never more than there are brokers. From 3 brokers on, min.insync.replicas is 2.
-    """
+@asynccontextmanager
+async def open_admin(client: Mapping[str, Any]) -> AsyncIterator[AIOKafkaAdminClient]:
+    """A started admin client, closed at the end. Raises UnreachableError when no broker answers."""
     admin = AIOKafkaAdminClient(**client)
     try:
         await admin.start()
@@ -55,21 +51,36 @@ async def ensure_topics(
             f"no Kafka broker answers at {client['bootstrap_servers']} (KAFKA_HOST, KAFKA_PORT): {error}"
         ) from None
     try:
-        brokers = len((await admin.describe_cluster())["brokers"])
-        created = await _create_missing(admin, specs, min(replication_factor, brokers))
-        await _wait_visible(admin, specs)
-        warnings = await _verify(admin, specs)
-        return TopicReport(created, warnings)
+        yield admin
     finally:
         await admin.close()
 
 
-async def _create_missing(admin: AIOKafkaAdminClient, specs: Sequence[TopicSpec], replicas: int) -> list[str]:
-    there = set(await admin.list_topics())
-    missing = [spec for spec in specs if spec.name not in there]
-    if not missing:
-        return []
-    safe = {"min.insync.replicas": "2"} if replicas >= 3 else {}
+async def ensure_topics(
+    specs: Sequence[TopicSpec], client: Mapping[str, Any], *, replication_factor: int
+) -> TopicReport:
+    """Create and verify. Raises UnreachableError when no broker answers, TopicError for a topic that is not as it must
+    be.
+
+    replication_factor: wanted; never more than there are brokers. From 3 brokers on, min.insync.replicas is 2.
+    """
+    async with open_admin(client) as admin:
+        replicas = await replicas_for(admin, replication_factor)
+        there = set(await admin.list_topics())
+        missing = [spec for spec in specs if spec.name not in there]
+        created = await create_topics(admin, missing, replicas) if missing else []
+        await wait_visible(admin, specs)
+        return TopicReport(created, verify(specs, await describe(admin, specs), replicas))
+
+
+async def replicas_for(admin: AIOKafkaAdminClient, replication_factor: int) -> int:
+    """How many replicas a topic gets: never more than there are brokers."""
+    return min(replication_factor, len((await admin.describe_cluster())["brokers"]))
+
+
+async def create_topics(admin: AIOKafkaAdminClient, missing: Sequence[TopicSpec], replicas: int) -> list[str]:
+    """Returns their names. Raises TopicError."""
+    safe = {INSYNC: "2"} if replicas >= SAFE_REPLICAS else {}
     new = [NewTopic(spec.name, spec.partitions, replicas, topic_configs={**spec.config, **safe}) for spec in missing]
     response = await admin.create_topics(new, timeout_ms=10_000)
     for topic, code, *message in response.topic_errors:
@@ -82,14 +93,14 @@ async def _create_missing(admin: AIOKafkaAdminClient, specs: Sequence[TopicSpec]
     return created
 
 
-async def _wait_visible(admin: AIOKafkaAdminClient, specs: Sequence[TopicSpec]) -> None:
+async def wait_visible(admin: AIOKafkaAdminClient, specs: Sequence[TopicSpec]) -> None:
     """A topic that was just created is not in every broker's metadata at once; a consumer that subscribes too early
     never sees it.
     """
     names = [spec.name for spec in specs]
     try:
         async with asyncio.timeout(VISIBLE_TIMEOUT_S):
-            while True:
+            while names:
                 described = await admin.describe_topics(names)
                 if all(
                     item["error_code"] == 0 and all(p["leader"] >= 0 for p in item["partitions"]) for item in described
@@ -100,36 +111,45 @@ async def _wait_visible(admin: AIOKafkaAdminClient, specs: Sequence[TopicSpec]) 
         raise KafkaError(f"the topics were created but have no leader after {VISIBLE_TIMEOUT_S:g} s") from None
 
 
-async def _verify(admin: AIOKafkaAdminClient, specs: Sequence[TopicSpec]) -> list[str]:
-    by_name = {spec.name: spec for spec in specs}
-    trouble = said_at_start(specs, counts_of(await admin.describe_topics(list(by_name))))
+def verify(specs: Sequence[TopicSpec], found: Mapping[str, Found], replicas: int) -> list[str]:
+    """Returns warnings. Raises TopicError for the first topic that is not as it must be."""
+    trouble = said_at_start(specs, {name: topic.partitions for name, topic in found.items()})
     if trouble is not None:
         raise TopicError(trouble)
-    warnings: list[str] = []
-    configs = await _configs(admin, list(by_name))
-    for name, config in configs.items():
-        spec = by_name[name]
-        for key in MUST_HOLD:
-            wanted = spec.config.get(key, "delete")
-            if config.get(key) != wanted:
-                raise TopicError(
-                    f"topic {name} has {key}={config.get(key)}, it must be {wanted}. Mend it with:"
-                    f" kafka-configs.sh --alter --entity-type topics --entity-name {name} --add-config {key}={wanted}"
-                )
-        for key in SHOULD_HOLD:
-            wanted = spec.config.get(key, "")
-            if wanted and config.get(key) != wanted:
-                warnings.append(
-                    f"topic {name} has {key}={config.get(key)}: order between topics follows the publishers' clocks"
-                )
-    return warnings
+    items = [item for spec in specs if spec.name in found for item in deviations(spec, found[spec.name])]
+    for item in items:
+        if item.must:
+            raise TopicError(item.sentence)
+    warnings = [f"{item.sentence} (`skalds-streams topics fix` mends it)" for item in items]
+    few = thin(found, replicas)
+    return [*warnings, said_of_thin(few, replicas)] if few else warnings
 
 
-async def _configs(admin: AIOKafkaAdminClient, names: Sequence[str]) -> dict[str, dict[str, str]]:
-    resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
-    found: dict[str, dict[str, str]] = {}
-    for response in await admin.describe_configs(resources):
-        for resource in response.resources:
-            name, entries = resource[3], resource[4]
-            found[name] = {entry[0]: entry[1] for entry in entries}
+async def describe(admin: AIOKafkaAdminClient, specs: Sequence[TopicSpec]) -> dict[str, Found]:
+    """Those of the topics that are there. Creates nothing."""
+    there = set(await admin.list_topics())
+    names = [spec.name for spec in specs if spec.name in there]
+    if not names:
+        return {}
+    settings = await _settings(admin, names)
+    found: dict[str, Found] = {}
+    for item in await admin.describe_topics(names):
+        config, own = settings[item["topic"]]
+        replicas = min((len(part["replicas"]) for part in item["partitions"]), default=0)
+        in_sync = min((len(part["isr"]) for part in item["partitions"]), default=0)
+        found[item["topic"]] = Found(len(item["partitions"]), replicas, in_sync, config, own)
+    return found
+
+
+async def _settings(
+    admin: AIOKafkaAdminClient, names: Sequence[str]
+) -> dict[str, tuple[dict[str, str], dict[str, str]]]:
+    """Topic → (every setting, those that were made for the topic itself)."""
+    found: dict[str, tuple[dict[str, str], dict[str, str]]] = {}
+    for response in await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, name) for name in names]):
+        for code, message, _, name, entries in response.resources:
+            if code:
+                raise TopicError(f"topic {name} could not be looked at: {for_code(code).__name__} {message or ''}")
+            config = {entry[0]: entry[1] for entry in entries}
+            found[name] = config, {entry[0]: entry[1] for entry in entries if entry[3] == TOPIC_SETTING}
     return found
