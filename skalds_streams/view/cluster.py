@@ -7,6 +7,7 @@ and skald ids, coalesced; a slow one misses nothing but the number of changes in
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -56,6 +57,8 @@ class ClusterView:
 
     def __init__(self, topics: Topics, client: Mapping[str, Any]) -> None:
         self._state = ChangelogState()
+        self._held: dict[str, tuple[str, int]] = {}
+        self._load: Counter[str] = Counter()
         self.members = Members()
         self._subscribers: set[Changes] = set()
         self._on_row: list[Callable[[str], object]] = []
@@ -66,6 +69,10 @@ class ClusterView:
     @property
     def rows(self) -> Mapping[str, Row]:
         return self._state.rows
+
+    def load(self, incarnation: str) -> int:
+        """Units of its capacity that the rows give to a skald: what it runs, starts or is stopping."""
+        return self._load[incarnation]
 
     @property
     def is_caught_up(self) -> bool:
@@ -111,10 +118,22 @@ class ClusterView:
                 log.error("view.row_not_understood", where=record.where, error=str(error))
                 continue
             if task_id is not None:
+                self._weigh(task_id)
                 for changes in self._subscribers:
                     changes.note_task(task_id)
                 for callback in self._on_row:
                     callback(task_id)
+
+    def _weigh(self, task_id: str) -> None:
+        former = self._held.pop(task_id, None)
+        if former is not None:
+            self._load[former[0]] -= former[1]
+            if not self._load[former[0]]:
+                del self._load[former[0]]
+        row = self._state.rows.get(task_id)
+        if row is not None and row.holder is not None:
+            self._held[task_id] = row.holder.incarnation, row.weight
+            self._load[row.holder.incarnation] += row.weight
 
     def _take_beats(self, records: Sequence[Record]) -> None:
         changed = False

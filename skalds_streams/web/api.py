@@ -59,7 +59,7 @@ class Api:
     async def skalds(self, request: web.Request) -> web.Response:
         """The living skalds, by id."""
         context = self._context
-        items = member_docs(context.view.members, context.settings, context.incarnation())
+        items = member_docs(context.view, context.settings, context.incarnation())
         return answer({"items": items, "total": len(items)})
 
     async def class_description(self, request: web.Request) -> web.Response:

@@ -12,12 +12,13 @@ from urllib.parse import quote, urlsplit
 
 import orjson
 
-from skalds_streams.core.membership import Member, Members
+from skalds_streams.core.membership import Member
 from skalds_streams.core.redact import redact
 from skalds_streams.core.restarts import CRASH_LOOPING_ATTEMPTS, STABLE_MS
 from skalds_streams.core.row import Row, Status
 from skalds_streams.projections.masking import error_text, masked_parameters, text_cleaner
 from skalds_streams.settings import Settings
+from skalds_streams.view.cluster import ClusterView
 from skalds_streams.web.words import situation, update_state
 
 PARAMETERS_MAX_CHARS = 240
@@ -70,12 +71,17 @@ def brief_doc(row: Row, words: frozenset[str], now_ms: int) -> dict[str, Any]:
     }
 
 
-def member_doc(member: Member, members: Members, settings: Settings, own_incarnation: str) -> dict[str, Any]:
-    """A living skald. `state` is what it says of itself, or "silent" when its heartbeats have stopped."""
+def member_doc(member: Member, view: ClusterView, settings: Settings, own_incarnation: str) -> dict[str, Any]:
+    """A living skald. `state` is what it says of itself, or "silent" when its heartbeats have stopped.
+
+    `load` is counted from the rows, `running` is what its last heartbeat said, up to a beat old.
+    """
+    members = view.members
     return {
         "skald_id": member.skald_id,
         "incarnation": member.incarnation,
         "state": STATE_SILENT if members.is_silent(member) else member.state,
+        "load": view.load(member.incarnation),
         "running": member.running,
         "capacity": member.capacity,
         "classes": dict(member.classes),
@@ -94,9 +100,9 @@ def member_doc(member: Member, members: Members, settings: Settings, own_incarna
     }
 
 
-def member_docs(members: Members, settings: Settings, own_incarnation: str) -> list[dict[str, Any]]:
+def member_docs(view: ClusterView, settings: Settings, own_incarnation: str) -> list[dict[str, Any]]:
     """All living skalds, by id."""
-    docs = [member_doc(member, members, settings, own_incarnation) for member in members]
+    docs = [member_doc(member, view, settings, own_incarnation) for member in view.members]
     return sorted(docs, key=lambda doc: (doc["skald_id"], doc["incarnation"]))
 
 

@@ -64,7 +64,7 @@ class Pages:
             text=text,
             found=len(found),
             tasks=[brief_doc(row, self._words, now_ms) for row in found[:FIRST_ROWS]],
-            skalds=member_docs(context.view.members, context.settings, context.incarnation()),
+            skalds=member_docs(context.view, context.settings, context.incarnation()),
             not_loadable=traces,
         )
 

@@ -118,7 +118,7 @@ class Stream:
             if self._closing:
                 return
             events = [self._task_event(task_id, client.brief) for task_id in sorted(tasks) if client.wants(task_id)]
-            client.owes_skalds |= members
+            client.owes_skalds |= members or (bool(tasks) and self._skalds_key() != client.skalds_key)
             events += self._skalds_events(client) + self._banner_events(client)
             for start in range(0, len(events), CHUNK_ROWS):
                 await client.write(b"".join(events[start : start + CHUNK_ROWS]))
@@ -148,7 +148,7 @@ class Stream:
         head = {
             "now_ms": context.now_ms(),
             "skald_id": context.skald_id(),
-            "skalds": member_docs(context.view.members, context.settings, context.incarnation()),
+            "skalds": member_docs(context.view, context.settings, context.incarnation()),
             "banners": client.banners,
         }
         await client.write(b"event: snapshot\ndata: " + orjson.dumps(head)[:-1] + b',"tasks":[')
@@ -185,13 +185,14 @@ class Stream:
 
     def _skalds_key(self) -> Any:
         """What of the members is worth telling at once."""
-        members = self._context.view.members
+        view = self._context.view
+        members = view.members
         return [
             (
                 item.incarnation,
                 item.state,
                 members.is_silent(item),
-                item.running,
+                view.load(item.incarnation),
                 item.capacity,
                 item.classes,
                 item.not_loadable,
@@ -208,7 +209,7 @@ class Stream:
         if key == client.skalds_key and now - client.skalds_at < SKALDS_EVERY_S:
             return []
         client.skalds_key, client.skalds_at, client.owes_skalds = key, now, False
-        items = member_docs(context.view.members, context.settings, context.incarnation())
+        items = member_docs(context.view, context.settings, context.incarnation())
         return [_event("skalds", orjson.dumps({"items": items, "total": len(items), "now_ms": context.now_ms()}))]
 
     def _banner_events(self, client: _Client) -> list[bytes]:

@@ -147,5 +147,5 @@ async def test_openapi_names_exactly_the_fields() -> None:
     async with world.client() as client:
         schemas = (await get(client, "/api/openapi.json"))["components"]["schemas"]
     assert set(schemas["Task"]["properties"]) == set(task_doc(running("t"), WORDS, NOW_MS))
-    assert set(schemas["Skald"]["properties"]) == set(member_docs(world.view.members, world.settings, "i1")[0])
+    assert set(schemas["Skald"]["properties"]) == set(member_docs(world.view, world.settings, "i1")[0])
     assert schemas["Status"]["enum"] == [status.value for status in Status]

@@ -72,6 +72,17 @@ async def test_snapshot_then_changes() -> None:
         assert await until(events, "banners") == {"items": []}
 
 
+async def test_the_load_changes_with_the_rows_and_waits_for_no_heartbeat() -> None:
+    world = World()
+    world.beat("s1", "i1", state="up")
+    async with world.client() as client, client.get("/api/events") as response:
+        events = events_of(response)
+        _, snapshot = await anext(events)
+        assert [skald["load"] for skald in snapshot["skalds"]] == [0]
+        world.put(running("a"), running("b"))
+        assert [skald["load"] for skald in (await until(events, "skalds"))["items"]] == [2]
+
+
 async def test_a_burst_is_told_as_its_last_state() -> None:
     world = World()
     async with world.client() as client, client.get("/api/events") as response:

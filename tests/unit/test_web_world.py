@@ -190,7 +190,7 @@ def test_member_docs_know_silence_and_other_settings() -> None:
     world.beat("s2", "i2", state="up", settings_hash="other", web="http://s2:6066", capacity=8, running=3)
     for _ in range(5):
         world.beat("s1", "i1", state="up", settings_hash=world.settings.agreed_hash)
-    first, second = member_docs(world.view.members, world.settings, "i1")
+    first, second = member_docs(world.view, world.settings, "i1")
     assert (first["skald_id"], first["state"], first["is_this"], first["settings_differ"]) == ("s1", "up", True, False)
     assert (second["skald_id"], second["state"], second["is_this"], second["settings_differ"]) == (
         "s2",
@@ -199,6 +199,23 @@ def test_member_docs_know_silence_and_other_settings() -> None:
         True,
     )
     assert (second["running"], second["capacity"], second["web"], second["beats_missed"]) == (3, 8, "http://s2:6066", 5)
+
+
+def test_the_load_of_a_skald_is_counted_from_the_rows() -> None:
+    world = World()
+    world.beat("s1", "i1", state="up", capacity=8, running=7)
+    world.beat("s2", "i2", state="up", capacity=8)
+
+    def loads() -> list[int]:
+        return [doc["load"] for doc in member_docs(world.view, world.settings, "i1")]
+
+    world.put(running("a"), running("b", weight=3), waiting("c"))
+    assert loads() == [4, 0]
+    world.put(running("b", weight=2, holder=Holder("s2", "i2", 2), epoch=2), running("a", wanted=Wanted.CANCEL))
+    assert loads() == [1, 2]
+    world.put(Row("a", status=Status.CANCELLED))
+    world.drop("b")
+    assert loads() == [0, 0]
 
 
 def test_only_plain_web_addresses_become_links() -> None:

@@ -126,7 +126,7 @@ const tags = (items) => (items.length ? items.flatMap((text) => [make("span", { 
 const cell = (label, ...children) => make("td", { "data-label": label }, ...children);
 
 function skaldRow(skald) {
-  const meter = make("meter", { min: 0, max: Math.max(skald.capacity, 1), value: skald.running, "aria-hidden": "true" });
+  const meter = make("meter", { min: 0, max: Math.max(skald.capacity, 1), value: skald.load, "aria-hidden": "true" });
   const labels = Object.entries(skald.labels).sort().map(([name, value]) => `${name}=${value}`);
   const broken = skald.not_loadable.map((name) => make("span", { class: "why bad" }, `not loadable: ${name}`));
   return make(
@@ -136,7 +136,7 @@ function skaldRow(skald) {
       " ", make("span", { class: "faint mono", title: `incarnation ${skald.incarnation}` }, skald.incarnation.slice(0, 8)),
     ),
     cell("State", badge(skald.state, `state-${skald.state}`), skald.settings_differ ? make("span", { class: "why bad" }, "other settings than this node") : ""),
-    cell("Load", make("span", { class: "load" }, meter, ` ${skald.running} / ${skald.capacity}`)),
+    cell("Load", make("span", { class: "load" }, meter, ` ${skald.load} / ${skald.capacity}`)),
     cell("Classes", ...tags(Object.keys(skald.classes).sort()), ...broken),
     cell("Labels", ...tags(labels)),
     cell("Last beat", when(skald.beat_at_ms)),
