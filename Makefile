@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
 
-.PHONY: help run test check unit property simulation integration e2e package soak-sim lock clean
+.PHONY: help run test check unit property simulation integration e2e package soak-sim fuzz lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -33,6 +33,9 @@ unit property simulation integration e2e: $(VENV)/.ready  ## one layer of tests
 
 soak-sim: $(VENV)/.ready  ## simulate for HOURS (default 8), resumable; results are appended to soak-sim.jsonl
 	@$(BIN)/python -m skalds_streams.testing.simulator --soak soak-sim.jsonl --hours $(or $(HOURS),8)
+
+fuzz: $(VENV)/.ready  ## fuzz the wire parser for SECONDS (default 600), resumable; what raises is kept in tests/histories
+	@$(BIN)/python -m tests.fuzz -max_total_time=$(or $(SECONDS),600)
 
 package: $(VENV)/.ready  ## sdist → wheel → an empty environment: every module imports
 	@tests/package
