@@ -91,7 +91,11 @@ class Runtime:
         return JournalContext(
             topics=self.topics,
             limits=Limits(settings.max_record_bytes, settings.max_ids_per_event, settings.max_attachments_bytes),
-            secrecy=Secrecy(settings.secret_words, settings.digest_key.get_secret_value().encode()),
+            secrecy=Secrecy(
+                settings.secret_words,
+                settings.digest_key.get_secret_value().encode(),
+                self.view.members.secret_paths,
+            ),
             members=self.view.members,
             forwarder=self._sender,
             now_ms=wall_ms,
@@ -177,6 +181,9 @@ class Runtime:
         return {
             "replaces": list(identity.replaces) if identity else [],
             "classes": {name: _schema_hash(item) for name, item in catalogue.classes.items()} if catalogue else {},
+            "secret": {name: item["secret"] for name, item in catalogue.classes.items() if item.get("secret")}
+            if catalogue
+            else {},
             "not_loadable": sorted(catalogue.not_loadable) if catalogue else [],
             "labels": dict(settings.labels),
             "capacity": settings.capacity,

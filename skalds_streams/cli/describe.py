@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import click
@@ -31,13 +31,12 @@ from skalds_streams.cli.rows import (
     applied_words,
     full_doc,
     holder_state,
-    masked_doc,
     status_suffix,
     tries_words,
 )
 from skalds_streams.core.row import Cause, Row
 from skalds_streams.errors import SkaldsError
-from skalds_streams.projections.masking import error_text, text_cleaner
+from skalds_streams.projections.masking import error_text, masked_doc, text_cleaner
 from skalds_streams.replay.reader import open_reader
 from skalds_streams.replay.recording import Entry
 from skalds_streams.web.words import WANTED, cause_words, situation, waiting_reasons
@@ -89,7 +88,7 @@ async def _describe(options: Options, task_id: str, most: int) -> None:
 def as_doc(task_id: str, table: Table, history: Sequence[Entry], words: frozenset[str], now: int) -> dict[str, Any]:
     """The JSON object: {"task_id", "task": document or null, "history": […], oldest first}."""
     row = table.rows.get(task_id)
-    clean = text_cleaner(row or Row(task_id), words)
+    clean = _cleaner(row, table, words)
     entries = [{"partition": entry.partition, "offset": entry.offset, **clean(entry.to_doc())} for entry in history]
     return {
         "task_id": task_id,
@@ -110,14 +109,20 @@ def _print(console: Console, cluster: Cluster, task_id: str, table: Table, histo
         )
         for name, words in facts(row, table, cluster.words, now):
             console.print(text(f"  {name:<14}", QUIET) + text(words))
-        _print_parameters(console, row, cluster.words)
-        _print_error(console, row, cluster.words)
-    _print_history(console, history, text_cleaner(row or Row(task_id), cluster.words))
+        doc = masked_doc(row, cluster.words, table.members.secret_paths(row.class_name))
+        _print_parameters(console, row, doc)
+        _print_error(console, doc["error"])
+    _print_history(console, history, _cleaner(row, table, cluster.words))
+
+
+def _cleaner(row: Row | None, table: Table, words: frozenset[str]) -> Callable[[Any], Any]:
+    row = row or Row("")
+    return text_cleaner(row, words, table.members.secret_paths(row.class_name))
 
 
 def facts(row: Row, table: Table, words: frozenset[str], now: int) -> Iterator[tuple[str, str]]:
     """(name, words) of everything that there is to say, without parameters, error and history."""
-    clean = text_cleaner(row, words)
+    clean = _cleaner(row, table, words)
     told = situation(row, clean)
     yield "class", row.class_name or "not known yet"
     yield "wanted", WANTED[row.wanted]
@@ -159,13 +164,12 @@ def _restarts(row: Row) -> str:
     return f", Failed after {row.max_restarts} restarts" if row.max_restarts is not None else ""
 
 
-def _print_parameters(console: Console, row: Row, words: frozenset[str]) -> None:
-    doc = masked_doc(row, words)
+def _print_parameters(console: Console, row: Row, doc: Mapping[str, Any]) -> None:
     version = f", {applied_words(row)}" if row.attachments_version else ""
     applied = f", last applied at {when(row.applied_at_ms)}" if row.applied_at_ms else ""
     console.print(text(f"parameters{version}{applied}", "bold"))
-    if isinstance(doc["attachments"], dict) and doc["attachments"]:
-        for name, value in doc["attachments"].items():
+    if isinstance(doc["attachments_masked"], dict) and doc["attachments_masked"]:
+        for name, value in doc["attachments_masked"].items():
             console.print(text(f"  {one_line(name)}: {value_words(value, 1_000)}"))
     else:
         console.print(text("  none", QUIET))
@@ -176,8 +180,7 @@ def _print_parameters(console: Console, row: Row, words: frozenset[str]) -> None
         console.print(text(f"  version {version} was refused at {when(at_ms)}: {one_line(told)}", BAD))
 
 
-def _print_error(console: Console, row: Row, words: frozenset[str]) -> None:
-    error = masked_doc(row, words)["error"]
+def _print_error(console: Console, error: Mapping[str, Any] | None) -> None:
     if not error:
         return
     console.print(text("last error", "bold"))

@@ -102,14 +102,22 @@ async def read_table(cluster: Cluster, reader: LogReader, task_id: str | None = 
                 state.apply(record.partition, record.key, record.value)
             except SkaldsError as error:
                 table.problems.append(f"{record.where}: {error}")
-    async for records in reader.read(await reader.whole(topics.heartbeat, [0])):
-        for record in records:
-            try:
-                table.members.apply(orjson.loads(record.value or b""), record.offset, record.timestamp_ms)
-            except (ValueError, TypeError, AttributeError) as error:
-                table.problems.append(f"{record.where}: {error}")
+    table.members, problems = await read_members(cluster, reader)
+    table.problems += problems
     table.rows = {key: row for key, row in state.rows.items() if task_id in (None, key)}
     return table
+
+
+async def read_members(cluster: Cluster, reader: LogReader) -> tuple[Members, list[str]]:
+    """(who is there, the heartbeats that could not be understood, in words)."""
+    members, problems = Members(), list[str]()
+    async for records in reader.read(await reader.whole(cluster.topics.heartbeat, [0])):
+        for record in records:
+            try:
+                members.apply(orjson.loads(record.value or b""), record.offset, record.timestamp_ms)
+            except (ValueError, TypeError, AttributeError) as error:
+                problems.append(f"{record.where}: {error}")
+    return members, problems
 
 
 # -- history -----------------------------------------------------------------------------------------------------------

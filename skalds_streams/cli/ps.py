@@ -175,7 +175,7 @@ def _cells(row: Row, members: Members, words: frozenset[str], now: int) -> list[
         text(one_line(skald), "" if state in (None, "up") else BAD),
         text(row.epoch),
         text(tries_words(row, now), BAD if looping else ""),
-        text(parameters_words(row, words)),
+        text(parameters_words(row, words, members.secret_paths(row.class_name))),
         text(applied_words(row), BAD if update_state(row) == "refused" else ""),
         text(age_words(row, now)),
     ]

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from skalds_streams.cli.kafka import Cluster, connect
+from skalds_streams.cli.kafka import Cluster, connect, read_members
 from skalds_streams.cli.options import Options, command_options, run
 from skalds_streams.cli.output import (
     BAD,
@@ -27,11 +27,11 @@ from skalds_streams.cli.output import (
     value_words,
     when,
 )
-from skalds_streams.cli.rows import masked_doc
 from skalds_streams.coordinator.batch import Secrecy
+from skalds_streams.core.membership import Members
 from skalds_streams.core.row import Row
 from skalds_streams.errors import SkaldsError
-from skalds_streams.projections.masking import text_cleaner
+from skalds_streams.projections.masking import masked_doc, text_cleaner
 from skalds_streams.replay.compare import Change, Difference, shown_changes
 from skalds_streams.replay.reader import Progress as OnProgress
 from skalds_streams.replay.reader import open_reader
@@ -81,22 +81,31 @@ def replay(options: Options, /, task_id: str | None, from_start: bool, quiet: bo
 
 
 async def _replay(options: Options, task_id: str | None, most: int | None, *, quiet: bool) -> bool:
-    cluster = await connect(options.settings, "assign", "cancel", "update", "report", "history", "changelog")
+    needed = ("assign", "cancel", "update", "report", "history", "changelog", "heartbeat")
+    cluster = await connect(options.settings, *needed)
     with progress(err()) as on_progress:
         async with open_reader(cluster.client) as reader:
             recording = await gather(reader, cluster.topics, task_id=task_id, on_progress=on_progress)
+            members, _ = await read_members(cluster, reader)
     if task_id is not None and not recording.history and not recording.rows:
         raise SkaldsError(
             f"there is no task {harmless(task_id)!r} at {options.settings.bootstrap}, and no history of it is kept"
         )
     steps, total, verdict = play(cluster, recording, 0 if quiet else most)
+    words = cluster.words | secret_names(members)
     if options.json:
-        print_json(as_doc(steps, verdict, cluster.words))
+        print_json(as_doc(steps, verdict, words))
     else:
-        _print(out(), steps, total, verdict, cluster.words, quiet=quiet)
+        _print(out(), steps, total, verdict, words, quiet=quiet)
     if not verdict.is_verified:
         err().print(text(f"Error: {verdict.sentence}", BAD))
     return verdict.is_verified
+
+
+def secret_names(members: Members) -> frozenset[str]:
+    """Names of the parameters that any class declares as secret: here they are masked wherever they occur."""
+    last = {path.rpartition(".")[2] for paths in members.secrets.values() for path in paths}
+    return frozenset(name.lower().replace("-", "") for name in last - {"*"})
 
 
 def play(cluster: Cluster, recording: Recording, most: int | None) -> tuple[list[Step], int, Verdict]:
@@ -167,7 +176,12 @@ def _difference_doc(difference: Difference, row: Row, words: frozenset[str]) -> 
 
 def _changes(step: Step, words: frozenset[str]) -> list[Change]:
     before = step.before or Row(step.entry.task_id)
-    return shown_changes(masked_doc(before, words), masked_doc(step.after.row, words))
+    return shown_changes(_shown(before, words), _shown(step.after.row, words))
+
+
+def _shown(row: Row, words: frozenset[str]) -> dict[str, Any]:
+    doc = masked_doc(row, words)
+    return {**doc, "attachments": doc.pop("attachments_masked")}
 
 
 # -- for people --------------------------------------------------------------------------------------------------------

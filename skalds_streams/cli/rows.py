@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from skalds_streams.cli.output import duration, one_line
 from skalds_streams.core.membership import Members
-from skalds_streams.core.redact import redact
 from skalds_streams.core.row import Row, Wanted
-from skalds_streams.projections.masking import masked_parameters, text_cleaner
+from skalds_streams.projections.masking import masked_parameters
 from skalds_streams.web.documents import compact_json, is_crash_looping, since_ms, task_doc
 from skalds_streams.web.words import crashes, update_state
 
 PARAMETERS_MOST = 60
 
 
-def masked_doc(row: Row, words: frozenset[str]) -> dict[str, Any]:
-    """The row's document with its secrets masked, `attachments` included."""
-    clean = text_cleaner(row, words)
-    doc = row.public_doc()
-    doc["attachments"] = masked_parameters(row, words)
-    for name in ("error", "refused"):
-        doc[name] = clean(redact(doc[name], words))
-    for name in ("waiting", "why", "note"):
-        doc[name] = clean(doc[name])
-    return doc
-
-
 def full_doc(row: Row, members: Members, words: frozenset[str], now_ms: int) -> dict[str, Any]:
     """For `-o json`: the document of the web API, with what the heartbeats say of the holder."""
-    return {**task_doc(row, words, now_ms), "holder_state": holder_state(row, members)}
+    doc = task_doc(row, words, now_ms, members.secret_paths(row.class_name))
+    return {**doc, "holder_state": holder_state(row, members)}
 
 
 def holder_state(row: Row, members: Members) -> str | None:
@@ -79,9 +68,9 @@ def applied_words(row: Row) -> str:
     return f"{newest} {state}{runs}"
 
 
-def parameters_words(row: Row, words: frozenset[str], most: int = PARAMETERS_MOST) -> str:
+def parameters_words(row: Row, words: frozenset[str], paths: Collection[str] = (), most: int = PARAMETERS_MOST) -> str:
     """The masked parameters on one line: fps=30 url=rtsp://***@camera."""
-    masked = masked_parameters(row, words)
+    masked = masked_parameters(row, words, paths)
     if not isinstance(masked, dict):
         return one_line(compact_json(masked), most)
     parts = [

@@ -7,7 +7,7 @@ here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -45,10 +45,11 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Secrecy:
-    """How parameters are masked and digested in history."""
+    """How parameters are masked and digested in history. `paths`: class name → paths of its secret parameters."""
 
     words: frozenset[str] = frozenset()
     digest_key: bytes = b""
+    paths: Callable[[str | None], Collection[str]] = lambda class_name: ()
 
 
 @dataclass(slots=True)
@@ -205,7 +206,13 @@ def outputs(staged: Staged, positions: Positions, topics: Topics, secrecy: Secre
         for task_id, row in staged.rows.items()
     ]
     for row, members_offset in staged.history:
-        doc = history_doc(row, words=secrecy.words, digest_key=secrecy.digest_key, members_offset=members_offset)
+        doc = history_doc(
+            row,
+            words=secrecy.words,
+            paths=secrecy.paths(row.class_name),
+            digest_key=secrecy.digest_key,
+            members_offset=members_offset,
+        )
         written.append(Output(topics.history, row.task_id.encode(), orjson.dumps(doc)))
     written += staged.deadletters
     written.append(Output(topics.changelog, POSITIONS_KEY, encode_positions(positions)))

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
+from skalds_streams.core.redact import EVERYTHING
 from skalds_streams.core.row import Json
 
 BEATS_KEPT = 13
@@ -31,6 +32,8 @@ class Member:
     state: str = "up"
     classes: Mapping[str, str] = field(default_factory=dict)
     """Class name → digest of its parameters' schema."""
+    secret: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Class name → paths of its secret parameters (`core.redact`); a class without any is not in it."""
     not_loadable: tuple[str, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
     capacity: int = 0
@@ -48,6 +51,7 @@ class Member:
 _DOCUMENT = {
     "state": str,
     "classes": Mapping,
+    "secret": Mapping,
     "labels": Mapping,
     "capacity": int,
     "web": str,
@@ -67,6 +71,7 @@ class Members:
         self._live: dict[str, Member] = {}
         self._dead: dict[str, str] = {}
         self._beats: dict[str, deque[int]] = {}
+        self._secret: dict[str, tuple[str, ...]] = {}
         self._silent_before = -1
         """Some member has beaten SILENT_BEATS times from this offset on."""
         self.offset = -1
@@ -88,6 +93,7 @@ class Members:
         beats.append(offset)
         if len(beats) >= SILENT_BEATS:
             self._silent_before = max(self._silent_before, beats[-SILENT_BEATS])
+        self._note_secrets(member)
         changed = before is None or _described(before) != _described(member)
         for former in member.replaces:
             if former not in self._dead:
@@ -97,6 +103,22 @@ class Members:
             self._bury(incarnation, "left")
             changed = True
         return changed
+
+    def _note_secrets(self, member: Member) -> None:
+        """Remembered beyond a member's end, as parameters are still shown then. What was secret once remains so."""
+        for name in member.classes:
+            known, said = self._secret.get(name), member.secret.get(name, ())
+            if known is None or not set(said) <= set(known):
+                self._secret[name] = tuple(sorted({*(known or ()), *said}))
+
+    @property
+    def secrets(self) -> Mapping[str, tuple[str, ...]]:
+        """Class name → paths of its secret parameters, of every class that was ever described."""
+        return self._secret
+
+    def secret_paths(self, class_name: str | None) -> tuple[str, ...]:
+        """Which parameters of a class are secret; all of them as long as nobody has described it."""
+        return self._secret.get(class_name or "", EVERYTHING)
 
     def _bury(self, incarnation: str, why: str) -> None:
         self._dead[incarnation] = why
@@ -142,12 +164,20 @@ def _heard(member: Member, doc: Json, offset: int, at_ms: int) -> Member:
         said = known["replaces"] or ()
         known["replaces"] = (said,) if isinstance(said, str) else tuple(said)
         wrong += ["replaces"] * (not all(isinstance(name, str) for name in known["replaces"]))
+    if isinstance(known.get("secret"), Mapping):
+        wrong += ["secret"] * (not all(map(_are_paths, known["secret"].values())))
     if wrong:
         raise ValueError(f"wrong type: {', '.join(wrong)}")
+    if "secret" in known:
+        known["secret"] = {name: tuple(paths) for name, paths in known["secret"].items()}
     if "not_loadable" in known:
         known["not_loadable"] = tuple(known["not_loadable"])
     running = doc.get("running", member.running)
     return replace(member, **known, n=doc.get("n", 0), last_offset=offset, running=running, at_ms=at_ms)
+
+
+def _are_paths(value: object) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(path, str) for path in value)
 
 
 def _described(member: Member) -> tuple[object, ...]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from skalds_streams.core.redact import redact
+from skalds_streams.core.redact import cleaner, redact
 from skalds_streams.core.row import Row
 from skalds_streams.errors import WireError
 
@@ -73,17 +73,21 @@ def decode_positions(value: bytes) -> Positions:
         raise WireError(f"not a positions record: {error}") from None
 
 
-def history_doc(row: Row, *, words: Collection[str], digest_key: bytes, members_offset: int = -1) -> dict[str, Any]:
-    """The row as the world may see it.
+def history_doc(
+    row: Row, *, words: Collection[str], paths: Collection[str] = (), digest_key: bytes, members_offset: int = -1
+) -> dict[str, Any]:
+    """The row as the world may see it. words, paths: what is secret (`core.redact`).
 
     Parameters are masked, with a keyed digest so that replay can compare what it may not read.
     """
     doc = row.public_doc()
-    doc["attachments_masked"] = redact(row.attachments, words)
+    doc["attachments_masked"] = redact(row.attachments, words, paths)
     doc["attachments_digest"] = digest(row.attachments, digest_key)
-    doc["error"] = redact(doc["error"], words)
-    doc["refused"] = redact(doc["refused"], words)
-    doc["why"]["reason"] = redact(doc["why"]["reason"], words)
+    if doc["error"] or doc["refused"] or doc["why"]["reason"]:
+        clean = cleaner(row.attachments, words, paths)
+        doc["error"] = clean(redact(doc["error"], words))
+        doc["refused"] = clean(redact(doc["refused"], words))
+        doc["why"]["reason"] = clean(doc["why"]["reason"])
     doc["members_offset"] = members_offset
     return doc
 

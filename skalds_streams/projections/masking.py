@@ -1,48 +1,39 @@
-"""Rows without their secrets: parameters masked by name, and texts (errors, notes, reasons) cleaned of the values
-that were masked.
+"""Rows without their secrets: what leaves for pages, the command line and Redis.
 
-A user's exception likes to quote what it was given: `core.redact` masks names and URLs, this also takes the masked
-values out of the texts of the same row. What lives elsewhere: which names are secret (`settings.secret_words`) and
-the masking of names itself (`core.redact`).
+words: words in names of secret parameters (`settings.secret_words`); paths: the fields that a row's class declares as
+secret (`Members.secret_paths`). The masking itself is `core.redact`.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection
 from functools import lru_cache
 from typing import Any
 
-from skalds_streams.core.redact import MASK, redact, redact_text
+from skalds_streams.core.redact import MASK, cleaner, redact
 from skalds_streams.core.row import Json, Row
 
-SECRET_MIN_CHARS = 4
-"""Shorter secret values are left in texts: masking every "1" would tell nothing and spoil the text."""
-_PASSWORD_IN_URL = re.compile(r"://[^/\s@\"':]*:([^/\s@\"']+)@")
 
-
-def masked_parameters(row: Row, words: frozenset[str]) -> Any:
+def masked_parameters(row: Row, words: frozenset[str], paths: Collection[str] = ()) -> Any:
     """The row's attachments with secrets masked; None when it has none."""
-    return redact(row.attachments, words)
+    return redact(row.attachments, words, paths)
 
 
-def text_cleaner(row: Row, words: frozenset[str]) -> Callable[[Any], Any]:
+def text_cleaner(row: Row, words: frozenset[str], paths: Collection[str] = ()) -> Callable[[Any], Any]:
     """A function that masks secrets in any JSON value that talks about this row: an error, a note, a reason."""
-    values = sorted(set(_secret_values(row.attachments, words)), key=len, reverse=True)
+    return cleaner(row.attachments, words, paths)
 
-    def clean(value: Any) -> Any:
-        if isinstance(value, str):
-            text = redact_text(value)
-            for secret in values:
-                text = text.replace(secret, MASK)
-            return text
-        if isinstance(value, dict):
-            return {key: clean(item) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            return [clean(item) for item in value]
-        return value
 
-    return clean
+def masked_doc(row: Row, words: frozenset[str], paths: Collection[str] = ()) -> dict[str, Any]:
+    """The row's document for people: `attachments_masked` in place of the parameters, every text cleaned."""
+    clean = text_cleaner(row, words, paths)
+    doc = row.public_doc()
+    doc["attachments_masked"] = masked_parameters(row, words, paths)
+    for name in ("error", "refused"):
+        doc[name] = clean(redact(doc[name], words))
+    for name in ("waiting", "why", "note"):
+        doc[name] = clean(doc[name])
+    return doc
 
 
 def error_text(error: Json | None) -> str:
@@ -82,23 +73,3 @@ def _mask_field(name: str, field: Any, words: frozenset[str]) -> Any:
 def is_secret_name(name: str, words: frozenset[str]) -> bool:
     """Whether a parameter of this name is masked whole."""
     return bool(redact({name: "value"}, words)[name] == MASK)
-
-
-def _secret_values(value: Any, words: frozenset[str], *, inside: bool = False) -> Iterator[str]:
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield from _secret_values(item, words, inside=inside or is_secret_name(str(key), words))
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _secret_values(item, words, inside=inside)
-    elif isinstance(value, str):
-        yield from (found for found in _PASSWORD_IN_URL.findall(value) if len(found) >= SECRET_MIN_CHARS)
-        if inside and len(value) >= SECRET_MIN_CHARS:
-            yield value
-    elif (
-        inside
-        and isinstance(value, int | float)
-        and not isinstance(value, bool)
-        and len(str(value)) >= SECRET_MIN_CHARS
-    ):
-        yield str(value)

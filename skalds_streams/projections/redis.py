@@ -244,7 +244,7 @@ class RedisProjection:
         if row.status in (Status.RUNNING, Status.FINISHED):
             pipe.set(keys.task_exception(row.task_id), "", ex=kept_s)
         elif row.error:
-            message = str(
-                text_cleaner(row, self._settings.secret_words)(row.error.get("message") or row.error.get("type") or "")
-            )
+            paths = self._view.members.secret_paths(row.class_name)
+            clean = text_cleaner(row, self._settings.secret_words, paths)
+            message = str(clean(row.error.get("message") or row.error.get("type") or ""))
             pipe.set(keys.task_exception(row.task_id), message, ex=kept_s)

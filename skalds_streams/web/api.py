@@ -44,8 +44,7 @@ class Api:
             )
         except ValueError as error:
             return answer({"error": str(error)}, status=400)
-        now_ms = self._context.now_ms()
-        items = [task_doc(row, self._words, now_ms) for row in found[offset : offset + limit]]
+        items = [self._doc(row) for row in found[offset : offset + limit]]
         return answer({"items": items, "total": len(found)})
 
     async def task(self, request: web.Request) -> web.Response:
@@ -54,7 +53,10 @@ class Api:
         row = self._context.view.rows.get(task_id)
         if row is None:
             return answer({"error": f"no task {task_id}"}, status=404)
-        return answer(task_doc(row, self._words, self._context.now_ms()))
+        return answer(self._doc(row))
+
+    def _doc(self, row: Row) -> dict[str, Any]:
+        return task_doc(row, self._words, self._context.now_ms(), self._context.secret_paths(row))
 
     async def skalds(self, request: web.Request) -> web.Response:
         """The living skalds, by id."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from skalds_streams.core.row import Row
 from skalds_streams.settings import Settings
 from skalds_streams.view.cluster import ClusterView
 
@@ -37,3 +38,7 @@ class WebContext:
     banners: Callable[[], Sequence[str]]
     """Sentences for people, e.g. "Redis does not answer"."""
     now_ms: Callable[[], int] = wall_ms
+
+    def secret_paths(self, row: Row) -> tuple[str, ...]:
+        """Which of the row's parameters its class declares as secret."""
+        return self.view.members.secret_paths(row.class_name)

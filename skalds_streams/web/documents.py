@@ -6,7 +6,7 @@ here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -16,7 +16,7 @@ from skalds_streams.core.membership import Member
 from skalds_streams.core.redact import redact
 from skalds_streams.core.restarts import CRASH_LOOPING_ATTEMPTS, STABLE_MS
 from skalds_streams.core.row import Row, Status
-from skalds_streams.projections.masking import error_text, masked_parameters, text_cleaner
+from skalds_streams.projections.masking import error_text, masked_doc, masked_parameters, text_cleaner
 from skalds_streams.settings import Settings
 from skalds_streams.view.cluster import ClusterView
 from skalds_streams.web.words import situation, update_state
@@ -26,24 +26,18 @@ SITUATION_MAX_CHARS = 400
 STATE_SILENT = "silent"
 
 
-def task_doc(row: Row, words: frozenset[str], now_ms: int) -> dict[str, Any]:
-    """The row's document with `attachments_masked` in place of `attachments`, and what follows from it for people."""
-    clean = text_cleaner(row, words)
-    doc = row.public_doc()
-    doc["attachments_masked"] = masked_parameters(row, words)
-    for name in ("error", "refused"):
-        doc[name] = clean(redact(doc[name], words))
-    for name in ("waiting", "why", "note"):
-        doc[name] = clean(doc[name])
+def task_doc(row: Row, words: frozenset[str], now_ms: int, paths: Collection[str] = ()) -> dict[str, Any]:
+    """The row's masked document, and what follows from it for people."""
+    doc = masked_doc(row, words, paths)
     doc["skald"] = row.holder.skald_id if row.holder else None
     doc["crash_looping"] = is_crash_looping(row, now_ms)
     doc["update_state"] = update_state(row)
     return doc
 
 
-def brief_doc(row: Row, words: frozenset[str], now_ms: int) -> dict[str, Any]:
+def brief_doc(row: Row, words: frozenset[str], now_ms: int, paths: Collection[str] = ()) -> dict[str, Any]:
     """What the table of the status page needs, texts cut. Depends on the row and on whether its run is stable yet."""
-    clean = text_cleaner(row, words)
+    clean = text_cleaner(row, words, paths)
     told = situation(row, clean)
     refused = error_text(_error_of(clean(redact(row.refused, words)))) if update_state(row) == "refused" else ""
     return {
@@ -55,7 +49,7 @@ def brief_doc(row: Row, words: frozenset[str], now_ms: int) -> dict[str, Any]:
         "skald": row.holder.skald_id if row.holder else None,
         "epoch": row.epoch,
         "attempt": row.attempt,
-        "parameters": compact_json(masked_parameters(row, words)),
+        "parameters": compact_json(masked_parameters(row, words, paths)),
         "update_state": update_state(row),
         "update_version": row.attachments_version,
         "update_at_ms": row.applied_at_ms if update_state(row) == "applied" else row.update_at_ms,

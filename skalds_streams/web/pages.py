@@ -63,7 +63,7 @@ class Pages:
             chosen=chosen,
             text=text,
             found=len(found),
-            tasks=[brief_doc(row, self._words, now_ms) for row in found[:FIRST_ROWS]],
+            tasks=[brief_doc(row, self._words, now_ms, context.secret_paths(row)) for row in found[:FIRST_ROWS]],
             skalds=member_docs(context.view, context.settings, context.incarnation()),
             not_loadable=traces,
         )
@@ -74,15 +74,16 @@ class Pages:
         row = self._context.view.rows.get(task_id)
         if row is None:
             return self._render("no_task.html", status=404, task_id=task_id)
-        doc = task_doc(row, self._words, self._context.now_ms())
+        doc = task_doc(row, self._words, self._context.now_ms(), self._context.secret_paths(row))
         return self._render("task.html", **self._told(row, doc))
 
     def _told(self, row: Row, doc: dict[str, Any]) -> dict[str, Any]:
-        clean = text_cleaner(row, self._words)
+        paths = self._context.secret_paths(row)
+        clean = text_cleaner(row, self._words, paths)
         told = situation(row, clean)
         return {
             "task": doc,
-            "brief": brief_doc(row, self._words, self._context.now_ms()),
+            "brief": brief_doc(row, self._words, self._context.now_ms(), paths),
             "situation": told,
             "wanted": WANTED[row.wanted],
             "cause": cause_words(row.why, clean),

@@ -71,7 +71,7 @@ class Stream:
         self._words = context.settings.secret_words
         self._clients: list[_Client] = []
         self._closing = False
-        self._cache: OrderedDict[tuple[str, bool], tuple[Row, bytes]] = OrderedDict()
+        self._cache: OrderedDict[tuple[str, bool], tuple[Row, tuple[str, ...], bytes]] = OrderedDict()
 
     async def close(self, _: web.Application) -> None:
         """Let every client's handler end within COALESCE_S."""
@@ -172,13 +172,14 @@ class Stream:
     def _task_bytes(self, row: Row, brief: bool) -> bytes:
         """The document of a row; made once for all clients."""
         key = (row.task_id, brief)
+        paths = self._context.secret_paths(row)
         known = self._cache.get(key)
-        if known is not None and known[0] is row:
-            return known[1]
-        doc = (brief_doc if brief else task_doc)(row, self._words, self._context.now_ms())
+        if known is not None and known[0] is row and known[1] == paths:
+            return known[2]
+        doc = (brief_doc if brief else task_doc)(row, self._words, self._context.now_ms(), paths)
         data = orjson.dumps(doc, option=orjson.OPT_NON_STR_KEYS)
         if not doc["crash_looping"]:  # which depends on the time, too
-            self._cache[key] = (row, data)
+            self._cache[key] = (row, paths, data)
             if len(self._cache) > CACHE_MOST:
                 self._cache.popitem(last=False)
         return data

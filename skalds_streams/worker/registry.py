@@ -20,6 +20,7 @@ from typing import Any
 from pydantic import AliasChoices, BaseModel
 
 from skalds_streams.worker.baseclass import MAIN, BaseTaskWorker
+from skalds_streams.worker.secret_fields import secret_paths
 
 SCHEMA_MAX_BYTES = 64 * 1024
 """All schemas travel in one frame."""
@@ -40,6 +41,8 @@ class WorkerClass:
     release_s: float
     terminate_s: float
     isolation: str = "process"
+    secret: tuple[str, ...] = ()
+    """Paths of the secret parameters (`secret_fields`)."""
 
     def describe(self) -> dict[str, Any]:
         """The class's part of the ready frame."""
@@ -47,6 +50,7 @@ class WorkerClass:
             "module": self.worker_type.__module__,
             "schema": self.schema,
             "aliases": self.aliases,
+            "secret": list(self.secret),
             "isolation": self.isolation,
             "release_s": self.release_s,
             "terminate_s": self.terminate_s,
@@ -151,6 +155,7 @@ def _check(worker_type: WorkerType) -> WorkerClass:
         aliases=aliases_of(model),
         release_s=_budget(worker_type, "release_s"),
         terminate_s=_budget(worker_type, "terminate_s"),
+        secret=tuple(secret_paths(model)),
     )
 
 

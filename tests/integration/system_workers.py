@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, SecretStr
 
-from skalds_streams.worker import BaseTaskWorker, run_main_handler, update_event_handler
+from skalds_streams.worker import BaseTaskWorker, NonRetryableError, run_main_handler, update_event_handler
 
 
 class IdleParams(BaseModel):
@@ -63,3 +63,23 @@ class Crash(BaseTaskWorker[OneShotParams]):
     @run_main_handler
     def main(self) -> None:
         raise RuntimeError("boom {not a format}")
+
+
+class Door(BaseModel):
+    pin: SecretStr
+
+
+class LockParams(BaseModel):
+    doors: list[Door] = []
+    fps: int = 1
+
+
+class Lock(BaseTaskWorker[LockParams]):
+    """Fails, quoting a parameter that only its model declares as secret."""
+
+    def initialize(self, data: LockParams) -> None:
+        self.doors = data.doors
+
+    @run_main_handler
+    def main(self) -> None:
+        raise NonRetryableError(f"no door opens with {self.doors[0].pin.get_secret_value()}")

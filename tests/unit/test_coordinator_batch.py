@@ -243,3 +243,18 @@ def test_reports_move_a_row_on_and_unknown_ones_are_ignored() -> None:
     row = staged.rows[OWN[0]]
     assert row is not None
     assert (row.status, staged.ignored, staged.deadletters) == (Status.FINISHED, 2, [])
+
+
+def test_what_a_class_declares_as_secret_is_masked_and_all_that_an_unknown_class_is_given() -> None:
+    members = Members()
+    paths = members.secret_paths
+    secrecy = Secrecy(frozenset(), b"", paths)
+
+    def masked(members_offset: int = -1) -> Any:
+        row = Row("t", class_name="Cam", attachments={"pin": "1234", "fps": 3})
+        written = outputs(Staged(history=[(row, members_offset)]), Positions({}), TOPICS, secrecy)
+        return orjson.loads(next(item.value or b"" for item in written if item.topic == TOPICS.history))
+
+    assert masked()["attachments_masked"] == {"pin": "***", "fps": "***"}
+    members.apply({"skald_id": "a", "incarnation": "a1", "classes": {"Cam": "h"}, "secret": {"Cam": ["pin"]}}, 0)
+    assert masked()["attachments_masked"] == {"pin": "***", "fps": 3}

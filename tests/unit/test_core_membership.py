@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from skalds_streams.core.due import find_due
 from skalds_streams.core.membership import SILENT_BEATS, Members
 from skalds_streams.core.placement import Load, choose
@@ -125,3 +127,22 @@ def test_due_finds_lost_runs_over_backoffs_and_tasks_that_could_go() -> None:
     assert [due.task_id for due in find_due([backing_off], members, Load(), 5_000)] == ["t"]
     stuck = waiting_row(waiting={"a": "no class Cam", "x": "no"})
     assert [due.reason for due in find_due([stuck], Members(), Load(), 0)] == ["reasons changed"]
+
+
+def test_secret_parameters_are_remembered_and_those_of_unknown_classes_are_all() -> None:
+    members = Members()
+    assert members.secret_paths("Cam") == members.secret_paths(None) == ("*",)
+    up(members, "a", 0, classes={"Cam": "h", "Counter": "h"}, secret={"Cam": ["pin"]})
+    assert (members.secret_paths("Cam"), members.secret_paths("Counter")) == (("pin",), ())
+    beat(members, "a", 1, n=2)
+    up(members, "b", 2, secret={"Cam": ["login.code"]})
+    up(members, "a", 3, state="leaving")
+    assert members.secret_paths("Cam") == ("login.code", "pin")
+
+
+@pytest.mark.parametrize("secret", [["pin"], {"Cam": "pin"}, {"Cam": [1]}, {"Cam": None}])
+def test_a_heartbeat_with_nonsense_for_secrets_is_refused(secret: Any) -> None:
+    members = Members()
+    with pytest.raises(ValueError, match="secret"):
+        up(members, "a", 0, secret=secret)
+    assert len(members) == 0

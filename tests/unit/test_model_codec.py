@@ -353,6 +353,22 @@ def test_no_secret_of_a_row_is_in_its_history() -> None:
     assert b"***" in text
 
 
+def test_no_field_that_a_class_declares_as_secret_is_in_the_history() -> None:
+    row = Row(
+        "t",
+        class_name="Cam",
+        attachments={"login": {"pin": "canary-1"}, "fps": 3},
+        error={"type": "ValueError", "message": "canary-1 is no pin", "traceback": ["  check('canary-1')"]},
+        refused={"version": 2, "error": {"message": "not canary-1"}},
+        why=Cause("Update", TOPICS.update, 0, 1, 2, "the pin is canary-1 now"),
+    )
+    doc = history_doc(row, words=(), paths=("login.pin",), digest_key=b"k")
+    assert b"canary" not in orjson.dumps(doc)
+    assert doc["attachments_masked"] == {"login": {"pin": "***"}, "fps": 3}
+    assert doc["error"]["message"] == "*** is no pin"
+    assert doc["attachments_digest"] == digest(row.attachments, b"k"), "of the real ones"
+
+
 def test_history_has_a_digest_that_needs_the_key() -> None:
     doc = history_doc(ROW, words=(), digest_key=b"k")
     assert doc["attachments_digest"] == digest(ROW.attachments, b"k") != digest(ROW.attachments, b"other")

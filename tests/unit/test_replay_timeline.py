@@ -19,6 +19,7 @@ from skalds_streams.model.codec import Limits
 from skalds_streams.model.documents import Positions
 from skalds_streams.model.event import TaskEvent
 from skalds_streams.model.record import Record
+from skalds_streams.replay.compare import hides
 from skalds_streams.replay.recording import Entry, Recording, merge_partitions, read_entry
 from skalds_streams.replay.timeline import Step, Timeline
 from skalds_streams.replay.verify import Verdict, Verifier
@@ -444,3 +445,19 @@ def test_ignored_events_are_counted() -> None:
     recording = replace(recording, inputs={key: item for key, item in recording.inputs.items() if key in named})
     _, verdict = play(recording)
     assert (verdict.is_verified, verdict.inputs_without_change) == (True, 2)
+
+
+@pytest.mark.parametrize(
+    ("masked", "value", "same"),
+    [
+        ("***", {"any": 1}, True),
+        ("a *** b", "a secret b", True),
+        ("a *** b", "a secret c", False),
+        (["***", 1], ["x", 1], True),
+        (["***", 1], ["x", 2], False),
+        (1, 1, True),
+        (1, True, False),
+    ],
+)
+def test_a_mask_stands_for_what_it_hides(masked: Any, value: Any, same: bool) -> None:
+    assert hides(masked, value) is same

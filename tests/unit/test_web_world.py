@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import orjson
+import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
@@ -40,6 +41,9 @@ class World:
         self.classes: dict[str, Mapping[str, Any]] = {}
         self.not_loadable: dict[str, str] = {}
         self._offset = 0
+        # A skald that has left has described Cam: the parameters of a class that nobody knows are all masked.
+        self.beat("s0", "i0", state="up", classes={"Cam": "h"})
+        self.beat("s0", "i0", state="leaving")
 
     def put(self, *rows: Row) -> None:
         for row in rows:
@@ -139,6 +143,26 @@ def test_task_doc_masks_and_derives() -> None:
     assert doc["attachments_masked"] == {"url": "rtsp://***@cam", "password": "***", "nested": [{"Api-Key": "***"}]}
     assert not [secret for secret in ("canary-1", "canary-2", "pass-of-url") if secret in text]
     assert (doc["skald"], doc["update_state"], doc["crash_looping"]) == ("s1", "applied", False)
+
+
+def test_docs_mask_what_the_class_declares_and_everything_of_a_class_that_nobody_knows() -> None:
+    row = running("t", attachments={"fps": 3, "login": {"pin": "canary-1"}}, note="canary-1")
+    for paths in (("login.pin",), ("*",)):
+        full, brief = task_doc(row, WORDS, NOW_MS, paths), brief_doc(row, WORDS, NOW_MS, paths)
+        assert b"canary" not in orjson.dumps([full, brief])
+    assert task_doc(row, WORDS, NOW_MS, ("login.pin",))["attachments_masked"] == {"fps": 3, "login": {"pin": "***"}}
+
+
+@pytest.mark.anyio
+async def test_the_api_masks_what_a_class_declares() -> None:
+    world = World()
+    world.beat("s1", "i1", state="up", classes={"Cam": "h"}, secret={"Cam": ["login.pin"]})
+    world.put(running("t", attachments={"fps": 3, "login": {"pin": "canary-1"}}, error={"message": "canary-1"}))
+    async with world.client() as client:
+        for path in ("/api/tasks/t", "/api/tasks", "/tasks/t", "/"):
+            text = await (await client.get(path)).text()
+            assert "fps" in text
+            assert "canary-1" not in text
 
 
 def test_update_state_follows_versions() -> None:

@@ -64,6 +64,7 @@ def test_a_class_is_described_for_documents(write_module: WriteModule) -> None:
     described = found.classes["Cam"].describe()
     assert described["module"] == "good"
     assert described["aliases"] == {"fix_frame": "fixFrame"}
+    assert described["secret"] == []
     assert described["schema"]["properties"].keys() == {"fixFrame", "plain"}
     assert (described["isolation"], described["release_s"], described["terminate_s"]) == ("process", 1.0, 2.0)
 
@@ -164,3 +165,32 @@ def test_aliases_are_those_that_validation_takes() -> None:
         shown: int = Field(0, serialization_alias="onlyOut")
 
     assert registry.aliases_of(Model) == {"choice": "theChoice"}
+
+
+LOCKED = """
+from pydantic import BaseModel, SecretStr
+
+from skalds_streams.worker import BaseTaskWorker, run_main_handler
+
+
+class Door(BaseModel):
+    pin: SecretStr
+
+
+class Params(BaseModel):
+    doors: list[Door] = []
+
+
+class Lock(BaseTaskWorker[Params]):
+    def initialize(self, data: Params) -> None:
+        pass
+
+    @run_main_handler
+    def main(self) -> None:
+        pass
+"""
+
+
+def test_a_class_says_which_parameters_are_secret(write_module: WriteModule) -> None:
+    found = registry.load([write_module("lock", LOCKED)])
+    assert found.classes["Lock"].describe()["secret"] == ["doors.*.pin"]
