@@ -13,7 +13,6 @@ from __future__ import annotations
 import fcntl
 import os
 import secrets
-import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from typing import Any
 import orjson
 
 from skalds_streams.errors import ConfigError
+from skalds_streams.skald.machine import boot_id, machine_id
 
 WAIT_S = 30.0
 PREDECESSORS_MOST = 1_000
@@ -143,23 +143,3 @@ def _read(descriptor: int) -> dict[str, Any]:
 
 def _file_name(skald_id: str) -> str:
     return "".join(char if char.isalnum() or char in "-_." else f"%{ord(char):x}" for char in skald_id)[:200]
-
-
-def machine_id() -> str:
-    """Identity of this machine; the host name where the system keeps none."""
-    for path in ("/etc/machine-id", "/var/lib/dbus/machine-id"):
-        try:
-            text = Path(path).read_text().strip()
-        except OSError:
-            continue
-        if text:
-            return text
-    return f"host:{socket.gethostname()}"
-
-
-def boot_id() -> str:
-    """Identity of this boot of the kernel; empty where there is none."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
