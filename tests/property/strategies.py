@@ -6,7 +6,7 @@ A history is decoded from bytes, sixteen a move: drawing every field by a strate
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hypothesis import strategies as st
@@ -147,7 +147,12 @@ def _moves_of(data: bytes) -> list[Move]:
     return [move_of(data[at : at + MOVE_BYTES]) for at in range(0, len(data) - MOVE_BYTES + 1, MOVE_BYTES)]
 
 
+def _command_of(data: bytes) -> Move:
+    return replace(move_of(data), kind=_pick(COMMANDS, data[0]))
+
+
 MOVES = st.binary(min_size=MOVE_BYTES, max_size=MOVE_BYTES).map(move_of)
+COMMAND_MOVES = st.binary(min_size=MOVE_BYTES, max_size=MOVE_BYTES).map(_command_of)
 HISTORIES = st.binary(max_size=MOVE_BYTES * MOVES_MOST).map(_moves_of)
 LONG_HISTORIES = st.binary(min_size=MOVE_BYTES * MOVES_MOST, max_size=MOVE_BYTES * MOVES_MOST).map(_moves_of)
 PARAMETERS = st.sampled_from(_PARAMETERS)

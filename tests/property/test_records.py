@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import orjson
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from skalds_streams.coordinator.batch import Secrecy, Staged, Stager, advanced, outputs
+from skalds_streams.coordinator.batch import Staged, Stager, advanced, outputs
 from skalds_streams.core.invariants import check_row
 from skalds_streams.core.membership import Members
 from skalds_streams.core.placement import Load
-from skalds_streams.core.row import Row
+from skalds_streams.core.row import NO_CAUSE, Row
 from skalds_streams.errors import WireError
 from skalds_streams.model.changelog import ChangelogState
-from skalds_streams.model.codec import Limits, Parsed, parse
+from skalds_streams.model.codec import Parsed, parse
 from skalds_streams.model.documents import Positions
 from skalds_streams.model.record import Record
-from skalds_streams.topics import Topics
+from tests.property.world import HERE, LIMITS, LIVES, SECRECY, THERE, TOPICS, World, lived, paths
 
-TOPICS = Topics.named(app="x", partitions=2)
 PARTITION = 0
-LIMITS = Limits(record_bytes=5_000, ids_per_event=5, attachments_bytes=500, fan_out_bytes=1_000)
-SECRECY = Secrecy(frozenset({"password"}), b"k")
 
 TASK = {"id": "t", "className": "Cam", "source": "s", "attachments": {"fps": 1, "password": "p"}, "weight": 2}
 RUN = {"task_id": "t", "epoch": 1, "incarnation": "a1"}
@@ -73,22 +71,13 @@ JUNK = st.recursive(
 )
 
 
-def _paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    found = [path] if path else []
-    if isinstance(value, dict):
-        found += [item for key in value for item in _paths(value[key], (*path, key))]
-    elif isinstance(value, list):
-        found += [item for at in range(len(value)) for item in _paths(value[at], (*path, at))]
-    return found
-
-
 @st.composite
 def odd_documents(draw: st.DrawFn) -> tuple[str, bytes]:
     """A valid document, up to two of its values replaced by something else."""
     topic, doc = draw(st.sampled_from(VALID))
     doc = json.loads(json.dumps(doc))
     for _ in range(draw(st.integers(0, 2))):
-        *way, last = draw(st.sampled_from(_paths(doc)))
+        *way, last = draw(st.sampled_from(paths(doc)))
         inner: Any = doc
         for step in way:
             inner = inner[step]
@@ -96,7 +85,7 @@ def odd_documents(draw: st.DrawFn) -> tuple[str, bytes]:
             inner[last] = draw(JUNK)
         else:
             del inner[last]
-        if not _paths(doc):
+        if not paths(doc):
             break
     topic = draw(st.sampled_from([topic, topic, topic, *TOPICS.inputs]))
     return topic, json.dumps(doc).encode()  # unlike orjson it also writes NaN, huge numbers and lone surrogates
@@ -170,7 +159,7 @@ def _records(items: Sequence[tuple[str, bytes]]) -> list[Record]:
     return [Record(topic, PARTITION, at, b"t", value, 1_000 + at) for at, (topic, value) in enumerate(items)]
 
 
-STREAMS = st.lists(ANYTHING, max_size=12)
+STREAMS = st.lists(ANYTHING, max_size=6)
 
 
 @given(STREAMS)
@@ -187,16 +176,76 @@ def test_no_record_stops_its_partition(items: list[tuple[str, bytes]]) -> None:
         check_row(row)
 
 
-@given(STREAMS, st.integers(0, 12))
-def test_redelivery_changes_nothing_wherever_the_batches_are_cut(items: list[tuple[str, bytes]], cut: int) -> None:
-    records = _records(items)
-    at_once, in_two = Partition(), Partition()
-    at_once.feed(records)
-    in_two.feed(records[:cut])
-    in_two.feed(records)
-    rows, positions = dict(in_two.rows), in_two.positions
-    again = in_two.feed(records)
-    assert (again.is_empty, again.skipped) == (True, len(records))
-    assert (dict(in_two.rows), in_two.positions) == (rows, positions)
-    assert dict(at_once.rows) == rows
-    assert at_once.positions == positions
+def refused(world: World) -> list[bytes]:
+    """The reasons of its dead letters."""
+    letters = (item for number in (0, 1) for item in world.written.get((TOPICS.deadletter, number), ()))
+    return [dict(item.headers)["reason"] for item in letters]
+
+
+@given(LIVES)
+def test_whatever_parses_is_decided_without_raising(data: bytes) -> None:
+    """What decide raises would be the dead letter's reason, and what parse raises, if it is no WireError."""
+    world = lived(data)
+    assert not [reason for reason in refused(world) if reason.startswith(b"internal error")]
+    for row in world.rows.values():
+        check_row(row)
+    for (topic, number), log in world.inputs.items():
+        assert world.positions[number].offsets[topic] == len(log) - 1
+
+
+@given(LIVES, st.integers(0, 255), st.integers(0, 255))
+def test_redelivery_changes_nothing_wherever_the_batches_are_cut(data: bytes, cut: int, back: int) -> None:
+    """Every batch comes in two parts, and each part begins with records that came before."""
+    world, again = lived(data), World()
+    came: dict[int, list[Record]] = {0: [], 1: []}
+    for batch in world.batches:
+        middle = cut % (len(batch.records) + 1)
+        for part in (batch.records[:middle], batch.records[middle:]):
+            former = came[batch.partition][-(back % 16) :] if back % 16 else []
+            staged = again.feed(batch.partition, [*former, *part], batch.now_ms)
+            assert staged.skipped == len(former)
+            came[batch.partition] += part
+    assert again.outcome() == world.outcome()
+    for number, records in came.items():
+        staged = again.feed(number, records, world.now_ms + 1)
+        assert (staged.is_empty, staged.skipped) == (True, len(records))
+    assert again.outcome() == world.outcome()
+
+
+COMMANDS_OF_MANY: Sequence[tuple[str, Mapping[str, Any]]] = (
+    (TOPICS.assign, {"reason": "r"}),
+    (TOPICS.assign, {"tasks": [{"id": THERE[0], "className": "Cam", "source": "s", "attachments": {"fps": 7}}]}),
+    (TOPICS.assign, {"action": "restart", "recipient": "a"}),
+    (TOPICS.assign, {"action": "pause"}),
+    (TOPICS.cancel, {}),
+    (TOPICS.update, {"attachments": {"fps": 9, "u": None}}),
+    (TOPICS.update, {"attachments": {"fps": 9, "u": None}, "merge": True}),
+)
+
+
+def _sent(world: World, topic: str, doc: Mapping[str, Any], *places: tuple[int, Sequence[str]]) -> dict[str, Row]:
+    """The rows after a command for these ids in these partitions, without what says where it came from."""
+    world.now_ms += 1_000
+    for partition, ids in places:
+        tasks = [task for task in doc.get("tasks", ()) if task["id"] in ids]
+        value = orjson.dumps({**doc, "taskIds": ids, "tasks": tasks})
+        world.put(topic, partition, b"k", value, world.now_ms)
+    world.decide()
+    return {name: replace(row, forwarded={}, why=NO_CAUSE, note=None) for name, row in world.rows.items()}
+
+
+@given(LIVES, st.sampled_from(COMMANDS_OF_MANY), st.booleans())
+def test_an_id_that_is_forwarded_ends_as_if_sent_to_its_own_partition(
+    data: bytes, command: tuple[str, Mapping[str, Any]], with_another: bool
+) -> None:
+    """Whole records, through the report topic; what came before has been through it, too."""
+    ids = [HERE[0]] if with_another else []
+    world = lived(data)
+    offset = len(world.inputs.get((command[0], 0), ()))
+    row = world.rows.get(THERE[0])
+    assume(row is None or row.forwarded.get(f"{command[0]}/0", -1) < offset)  # no odd copy has claimed its place
+    forwarded = _sent(world, *command, (0, [*ids, THERE[0]]))
+    apart = [(0, ids)] if ids else []
+    direct = _sent(lived(data), *command, *apart, (1, THERE[:1]))
+    assert THERE[0] in direct
+    assert forwarded == direct
