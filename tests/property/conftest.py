@@ -55,12 +55,14 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """How many cases were tried, and which properties have fewer altogether."""
+    """How many cases were tried, which properties have fewer altogether, and how far fuzzing came."""
     counted: dict[str, tuple[int, bool]] = {}
     for report in terminalreporter.getreports("passed"):
         for name, value in report.user_properties:
             if name == "cases":
                 counted[report.nodeid] = value
+            elif name == "executions":
+                terminalreporter.write_line(f"{value:,} executions of the fuzzed wire parser")
     if not counted:
         return
     terminalreporter.write_line(f"{len(counted)} properties, {CASES:,} cases or more each")

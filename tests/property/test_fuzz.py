@@ -7,6 +7,7 @@ import platform
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def test_seeds_say_what_their_names_say_and_what_was_found_is_mended(path: Path)
     assert set(said) == {kind.title()}
 
 
-def test_a_short_run_finds_nothing(tmp_path: Path) -> None:
+def test_a_short_run_finds_nothing(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
     if find_spec("atheris") is None:
         assert not (os.environ.get("CI") and HAS_WHEEL), "atheris is a development dependency: requirements/dev.lock"
         pytest.skip("there is no atheris for this platform")
@@ -52,5 +53,5 @@ def test_a_short_run_finds_nothing(tmp_path: Path) -> None:
     found = re.search(r"stat::number_of_executed_units:\s*(\d+)", run.stderr)
     assert found, run.stderr[-4_000:]
     executions = int(found[1])
-    print(f"\nfuzz: {executions:,} executions in {RUN_S} s")
+    record_property("executions", executions)
     assert executions >= EXECUTIONS_LEAST
