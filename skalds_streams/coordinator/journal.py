@@ -3,8 +3,9 @@ in order.
 
 Rules: no batch is decided before the former's outcome is known; after an error whose outcome is unknown the log is
 opened again and the same deliveries are looked at anew, where positions tell which of them are in; being fenced means
-asking the group, never fighting; rows are served only while open. What Faust delivers is a hint: a record is applied
-only when all before it are, and what was left out, or is not delivered at all, is read from the topic.
+asking the group, never fighting; rows are served only while open; once closed nothing more is decided, whether or not
+the loop has noticed that it was cancelled. What Faust delivers is a hint: a record is applied only when all before it
+are, and what was left out, or is not delivered at all, is read from the topic.
 """
 
 from __future__ import annotations
@@ -177,7 +178,7 @@ class Journal:
                 self.give_up()
                 return
             try:
-                while True:
+                while not self._closed:
                     await self._turn()
             except FencedError:
                 log.warning("journal.fenced", partition=self.partition)
@@ -185,6 +186,7 @@ class Journal:
                 log.warning("journal.outcome_unknown", partition=self.partition, error=repr(error))
             self.opened.clear()
             self.statistics.reopened += 1
+        self.give_up()  # also what came at the last moment
 
     # -- opening
 
@@ -198,6 +200,8 @@ class Journal:
             if self.statistics.reopened and not await self._is_ours():
                 log.info("journal.not_ours", partition=self.partition)
                 return False
+            if self._closed:  # while we asked
+                return False
             try:
                 recovered = await self._log.open()
             except (TopicRecreatedError, TopicResizedError) as error:
@@ -209,6 +213,8 @@ class Journal:
                 self.statistics.reopened += 1
                 await asyncio.sleep(pause_s)
                 continue
+            if self._closed:
+                return False
             self.rows, self.positions, self.end_offset = recovered.rows, recovered.positions, recovered.end_offset
             now = asyncio.get_running_loop().time()
             self._heard_at = {topic: max(self._heard_at.get(topic, 0.0), now) for topic in self._context.topics.inputs}
@@ -237,6 +243,8 @@ class Journal:
         if not deliveries:
             return
         await reach("before_decide")
+        if self._closed:  # there are no rows any more: to decide on none would overwrite those that the log has
+            return
         staged = self._stage(deliveries)
         await reach("after_decide")
         if not staged.is_empty:
@@ -245,6 +253,8 @@ class Journal:
             except (ClientError, JournalError, TimeoutError, OSError) as error:
                 self._suspect(staged.records, error)
                 raise
+        if self._closed:  # and all was given back
+            return
         for _ in range(staged.records):
             self._pending.popleft().ack()
         self._limit, self._tries, self._poison = self._context.batch_max, 0, None
@@ -285,7 +295,9 @@ class Journal:
         """Wait for a delivery, LOOK_S at most, then take all that is there, up to the limit."""
         if not self._pending:
             with suppress(TimeoutError):
-                self._pending.append(await asyncio.wait_for(self._queue.get(), LOOK_S))
+                # Not wait_for: it forgets that it is cancelled when there is a delivery in the same moment.
+                async with asyncio.timeout(LOOK_S):
+                    self._pending.append(await self._queue.get())
         while len(self._pending) < self._limit and not self._queue.empty():
             self._pending.append(self._queue.get_nowait())
 

@@ -655,6 +655,72 @@ async def test_a_partition_that_goes_while_it_opens_is_closed_and_comes_back_who
         await until(lambda: made.world.acked == [7])
 
 
+@pytest.mark.parametrize("steps", range(8))
+async def test_a_delivery_that_comes_as_the_partition_goes_is_not_decided_without_rows(steps: int) -> None:
+    """However far the loop is with it. What was decided on no rows would overwrite those that there are."""
+    task_id = next(name for name in map(str, range(100)) if partition_of(name, FOREIGN_TOPICS.partitions) == 0)
+    async with process() as made:
+        made.logs[0] = FakeLog()
+        await made.journals.own({0})
+        await made.journals.offer(made.world.delivery(0, task_id))
+        await until(lambda: made.world.acked == [0], "the first is applied")
+        for _ in range(20):
+            await asyncio.sleep(0)
+        await made.journals.offer(made.world.delivery(1, task_id))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        await made.journals.own(())
+        await until(lambda: made.logs[0].closes == 1, "the writer is stopped")
+        written = made.logs[0].writes
+        assert made.world.dropped == ([1] if written == 1 else [])
+        assert made.logs[0].state.rows[task_id].revision == written
+
+
+@pytest.mark.parametrize("point", ["before_decide", "after_decide", "after_commit", "after_ack"])
+async def test_a_journal_whose_cancellation_gets_lost_writes_nothing_more(
+    point: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client library may swallow it. Then being closed is what ends the loop, wherever it was."""
+    world = World()
+    seen: list[str] = []
+
+    async def reach(name: str) -> None:
+        seen.append(name)
+        if name == point:
+            world.journal.give_up()
+
+    monkeypatch.setattr(journal_module, "reach", reach)
+    await world.offer(world.delivery(0))
+    task = asyncio.create_task(world.journal.run())
+    await until(task.done, "it ends by itself")
+    await task
+    assert point in seen
+    assert world.acked == ([0] if point == "after_ack" else [])
+    assert world.log.writes == int(point in ("after_decide", "after_commit", "after_ack"))
+    assert world.journal.rows == {}
+
+
+async def test_a_journal_that_is_closed_while_it_asks_or_opens_takes_nothing_over() -> None:
+    world = World()
+    world.log.after = lambda outputs: _fence()
+    world.on_ask = world.journal.give_up
+    await world.offer(world.delivery(0))
+    await asyncio.wait_for(world.journal.run(), 5)
+    assert (world.asked, world.log.opens) == (1, 1)
+    world = World()
+    world.log.hang_open = asyncio.Event()
+    task = asyncio.create_task(world.journal.run())
+    await until(lambda: world.log.opens == 1)
+    world.journal.give_up()
+    world.log.hang_open.set()
+    await asyncio.wait_for(task, 5)
+    assert not world.journal.opened.is_set()
+
+
+def _fence() -> None:
+    raise FencedError("another owner")
+
+
 async def test_no_rebalance_waits_for_a_writer_that_does_not_stop(monkeypatch: pytest.MonkeyPatch) -> None:
     """While Faust is in its callback no heartbeat goes to the group: 10 s of that, and we are expelled."""
     async with process() as made:
