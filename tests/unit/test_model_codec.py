@@ -353,6 +353,18 @@ def test_no_secret_of_a_row_is_in_its_history() -> None:
     assert b"***" in text
 
 
+def test_a_row_of_a_version_that_had_fewer_fields_is_read_with_the_defaults() -> None:
+    doc = ROW.to_doc()
+    assert Row.from_doc(doc) == ROW
+    for name in set(doc) - {"v", "task_id"}:
+        older = {key: value for key, value in doc.items() if key != name}
+        assert Row.from_doc(older) == replace(ROW, **{name: getattr(Row("t"), name)})
+    with pytest.raises(ValueError, match="without task_id"):
+        Row.from_doc({key: value for key, value in doc.items() if key != "task_id"})
+    with pytest.raises(ValueError, match="'Lost' is not a valid Status"):
+        Row.from_doc({**doc, "status": "Lost"})
+
+
 def test_no_field_that_a_class_declares_as_secret_is_in_the_history() -> None:
     row = Row(
         "t",
