@@ -257,14 +257,18 @@ class Journal:
             return
         for _ in range(staged.records):
             self._pending.popleft().ack()
-        self._limit, self._tries, self._poison = self._context.batch_max, 0, None
+        # A halved batch grows by and by: what is not written yet may hold what halved it.
+        self._limit, self._tries, self._poison = min(2 * self._limit, self._context.batch_max), 0, None
         self._count(staged)
         await reach("after_ack")
 
     def _suspect(self, batch: int, error: Exception) -> None:
-        """A write has failed: after some tries halve the batch, until it fits, or the one record that can't be written
-        is found.
+        """A write has failed: halve the batch, until it fits, or the one record that can't be written is found. At once
+        when the broker has refused what is in it, which no other try would change; else after some tries.
         """
+        if batch > 1 and isinstance(error, OF_THE_RECORD):
+            self._limit = batch // 2
+            return
         self._tries += 1
         if self._tries < TRIES_BEFORE_HALVING:
             return

@@ -1,13 +1,14 @@
 """Bugs to be planted into production code while a world runs. Each is what somebody could have written.
 
-`PLANTED`: name → context manager. Where the core would refuse the outcome by its own check (`check_step`), the bug
-takes that check along: it is planted as if nobody had thought of it.
+`PLANTED`: name → context manager, those of `planted_inputs` among them. Where the core would refuse the outcome by its
+own check (`check_step`), the bug takes that check along: it is planted as if nobody had thought of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import wraps
 from typing import Any
@@ -24,15 +25,10 @@ from skalds_streams.model.documents import Positions
 from skalds_streams.proxy.client import log_consumer
 from skalds_streams.skald import actor, supervisor
 from skalds_streams.testing.simulator import process
+from tests.simulation import planted_inputs  # noqa: F401  # it plants its own
+from tests.simulation.planting import PLANTED, planted
 
-Planted = Callable[[], AbstractContextManager[None]]
-PLANTED: dict[str, Planted] = {}
-
-
-def planted(function: Callable[[], Iterator[None]]) -> Planted:
-    made = contextmanager(function)
-    PLANTED[function.__name__] = made
-    return made
+__all__ = ["PLANTED"]
 
 
 @contextmanager
@@ -60,7 +56,13 @@ def acknowledged_before_the_commit() -> Iterator[None]:
     """A batch whose transaction failed is acknowledged and not looked at again."""
 
     async def turn(self: Any) -> None:
-        deliveries = await self._take()
+        await self._take()
+        await self._look_at_silent_inputs()
+        while await self._fill():
+            pass
+        deliveries = self._batch()
+        if not deliveries:
+            return
         staged = self._stage(deliveries)
         for _ in range(staged.records):
             self._pending.popleft().ack()
@@ -176,7 +178,7 @@ def unknown_outcome_is_tried_again_as_it_was() -> Iterator[None]:
                     except FencedError:
                         raise
                     except (ClientError, JournalError, TimeoutError, OSError):
-                        continue
+                        await asyncio.sleep(0.1)
             except FencedError:
                 pass
             self.opened.clear()

@@ -6,7 +6,7 @@ import asyncio
 import random
 
 import pytest
-from aiokafka.errors import ProducerFenced
+from aiokafka.errors import MessageSizeTooLargeError, ProducerFenced, RecordListTooLargeError
 
 from skalds_streams.coordinator.batch import Output
 from skalds_streams.testing.simulator.broker import AgainError, Broker
@@ -83,6 +83,27 @@ def test_compaction_keeps_the_last_of_each_key() -> None:
         kafka.append(LOG, 0, record(key))
     assert kafka.partitions[LOG, 0].compact() == 2
     assert read(kafka) == [b"b", b"a"]
+
+
+def test_a_batch_that_is_too_large_is_refused_as_a_whole() -> None:
+    _, kafka = broker()
+    kafka.message_bytes, kafka.segment_bytes = 1_000, 900
+    kafka.check_size([record("a", "x" * 700)])
+    with pytest.raises(RecordListTooLargeError):
+        kafka.check_size([record("a", "x" * 350), record("b", "x" * 400)])
+    with pytest.raises(MessageSizeTooLargeError):
+        kafka.check_size([record("a", "x" * 1_000)])
+
+
+def test_who_reads_from_before_what_is_kept_gets_what_there_is() -> None:
+    _, kafka = broker()
+    for key in ("a", "b", "c"):
+        kafka.append(LOG, 0, record(key))
+    partition = kafka.partitions[LOG, 0]
+    partition.delete_before(2)
+    assert (partition.begin, read(kafka)) == (2, [b"c"])
+    partition.delete_before(9)
+    assert (partition.begin, partition.end(committed=True), read(kafka)) == (3, 3, [])
 
 
 def test_time_jumps_and_a_paused_process_catches_up() -> None:

@@ -2,27 +2,81 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from multiprocessing import get_context
+from multiprocessing.pool import AsyncResult
+
 import pytest
 
 from skalds_streams.testing.simulator.runs import play
 from tests.simulation.planted import PLANTED
 
 SEEDS_MOST = 600
-RARE = {"forwarded_commands_are_sent_all_at_once": 96}
-"""Seeds that caught a rare one once: asked first, to save time."""
+CAUGHT_BY = {
+    "deleted_records_are_waited_for": 5,
+    "a_condemned_record_is_not_cut": 8,
+    "a_refused_update_stays_for_the_next_run": 221,
+    "a_whole_batch_is_condemned": 8,
+    "acknowledged_before_the_commit": 8,
+    "an_epoch_that_ended_here_starts_again": 11,
+    "assign_wins_a_tie": 12,
+    "cancel_before_assign_is_forgotten": 61,
+    "fenced_journal_does_not_ask_the_group": 12,
+    "fenced_journal_stays_closed": 8,
+    "forwarded_commands_are_sent_all_at_once": 220,
+    "forwarded_records_are_not_deduplicated": 8,
+    "gaps_are_not_filled": 5,
+    "holder_replaced_by_an_assign": 5,
+    "leaving_is_said_before_the_workers_are_stopped": 59,
+    "neighbours_of_the_condemned_are_skipped": 8,
+    "nothing_is_condemned": 8,
+    "only_the_first_piece_of_a_gap_is_read": 5,
+    "only_the_last_predecessor_is_replaced": 12,
+    "reconcile_starts_rows_of_a_former_incarnation": 5,
+    "recovery_reads_uncommitted": 12,
+    "silent_inputs_are_not_looked_at": 14,
+    "stopped_of_another_epoch_counts": 161,
+    "the_lock_is_not_in_the_hosts": 64,
+    "unknown_outcome_is_tried_again_as_it_was": 8,
+}
+"""Seeds that caught one once: asked first, to save time. When the worlds change, others do, which the output names."""
+
+Caught = tuple[int, str] | None
+"""(seed, the rule that it broke)"""
 
 
-@pytest.mark.timeout(120)
-@pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("name", sorted(PLANTED))
-def test_a_planted_bug_is_caught(name: str) -> None:
+def catch(name: str) -> Caught:
+    """Plant a bug, and look for a seed that breaks a rule by it."""
+    warnings.simplefilter("ignore")  # what a bug leaves unawaited is its own affair
+    first = CAUGHT_BY.get(name)
     with PLANTED[name]():
-        for seed in (RARE.get(name, 0), *range(SEEDS_MOST)):
+        for seed in [*([] if first is None else [first]), *range(SEEDS_MOST)]:
             outcome = play(seed)
             if outcome.violation is not None:
-                print(f"{name}: seed {seed}: {outcome.violation}")
-                return
-    pytest.fail(f"none of {SEEDS_MOST} seeds has caught it")
+                return seed, outcome.violation
+    return None
+
+
+@pytest.fixture(scope="module")
+def hunts() -> Iterator[dict[str, AsyncResult[Caught]]]:
+    """All of them, two at a time, each in a process of its own kind: a bug is planted into no test's."""
+    with get_context("spawn").Pool(2) as pool:
+        yield {name: pool.apply_async(catch, (name,)) for name in sorted(PLANTED)}
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("name", sorted(PLANTED))
+def test_a_planted_bug_is_caught(name: str, hunts: dict[str, AsyncResult[Caught]]) -> None:
+    caught = hunts[name].get(timeout=240)
+    if caught is None:
+        pytest.fail(f"none of {SEEDS_MOST} seeds has caught it")
+    seed, violation = caught
+    print(f"{name}: seed {seed}: {violation}")
+
+
+def test_those_that_are_asked_first_are_planted() -> None:
+    assert set(CAUGHT_BY) <= set(PLANTED)
 
 
 def test_there_are_enough_of_them() -> None:

@@ -11,6 +11,22 @@ from skalds_streams.testing.simulator.runs import tally
 
 SEEDS = int(os.environ.get("SKALDS_SIMULATION_SEEDS", "2000"))
 
+FAULTS = (
+    "kill",
+    "pause",
+    "partition",
+    "outage",
+    "stop",
+    "twin",
+    "rebalance",
+    "retention",
+    "deleted before it was applied",
+    "journal.deadletter",
+    "journal.fenced",
+    "journal.fetched",
+    "journal.outcome_unknown",
+)
+
 
 @pytest.mark.timeout(600)
 def test_no_seed_breaks_a_rule() -> None:
@@ -18,5 +34,5 @@ def test_no_seed_breaks_a_rule() -> None:
     assert not found.failed, "\n".join(
         f"{item.violation}\n    {histories.command(item.seed)}" for item in found.failed[:10]
     )
-    for fault in ("kill", "pause", "partition", "outage", "stop", "twin", "journal.fenced", "journal.outcome_unknown"):
+    for fault in FAULTS:
         assert found.seen[fault] > SEEDS // 200, f"{fault} hardly ever happens: the worlds are too tame"

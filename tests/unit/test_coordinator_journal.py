@@ -444,6 +444,23 @@ async def test_a_record_that_cant_be_written_is_found_by_halving_and_becomes_a_d
     assert world.log.opens < 20
 
 
+async def test_no_time_is_lost_in_finding_a_record_that_the_broker_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refusal is certain: only the last suspect is asked again, after a pause, before it is given up."""
+    pauses: list[int] = []
+
+    def pause_s(failures: int) -> float:
+        pauses.append(failures)
+        return 0.0
+
+    monkeypatch.setattr(journal_module, "_pause_s", pause_s)
+    world = World()
+    world.log.refuse = refuses("t5", error=MessageSizeTooLargeError)
+    async with world.running():
+        await world.offer(*(world.delivery(offset) for offset in range(64)))
+        await until(lambda: world.acked == list(range(64)))
+    assert (len(world.log.letters), pauses) == (1, [1, 2])
+
+
 async def test_a_condemned_record_surely_fits_whatever_its_key_and_headers_are() -> None:
     world = World()
     world.log.refuse = refuses("t0", error=MessageSizeTooLargeError)

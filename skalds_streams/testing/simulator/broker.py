@@ -12,12 +12,13 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from aiokafka.errors import InvalidTxnState, ProducerFenced
+from aiokafka.errors import InvalidTxnState, MessageSizeTooLargeError, ProducerFenced, RecordListTooLargeError
 
 from skalds_streams.coordinator.batch import Output
 from skalds_streams.testing.simulator.group import Group
 from skalds_streams.testing.simulator.loop import Handle, VirtualLoop
-from skalds_streams.testing.simulator.storage import Entry, Partition
+from skalds_streams.testing.simulator.plan import MESSAGE_BYTES
+from skalds_streams.testing.simulator.storage import Entry, Partition, size_of
 from skalds_streams.topics import Topics
 
 EPOCH_MS = 1_700_000_000_000
@@ -60,6 +61,8 @@ class Broker:
             for number in range(spec.partitions):
                 self.partitions[spec.name, number] = Partition(spec.name, number)
         self.group = Group(loop, rng, topics)
+        self.message_bytes = self.segment_bytes = MESSAGE_BYTES
+        """max.message.bytes and segment.bytes of every topic: no batch may be larger."""
         self.skew_ms = [0] * BROKERS
         self.is_away = False
         self.on_commit: OnCommit = lambda transactional_id, written: None
@@ -77,6 +80,14 @@ class Broker:
     def now_ms(self, partition: Partition) -> int:
         """The clock of a partition's leader."""
         return EPOCH_MS + int(self.loop.now * 1000) + self.skew_ms[partition.leader]
+
+    def check_size(self, outputs: Sequence[Output]) -> None:
+        """Raises what the broker refuses a whole batch with."""
+        size = sum(map(size_of, outputs))
+        if size > self.message_bytes:
+            raise MessageSizeTooLargeError
+        if size > self.segment_bytes:
+            raise RecordListTooLargeError
 
     # -- plain records
 

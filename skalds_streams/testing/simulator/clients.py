@@ -8,17 +8,16 @@ keyword arguments of a client says whose it is.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from aiokafka import TopicPartition
-from aiokafka.errors import MessageSizeTooLargeError, ProducerFenced
+from aiokafka.errors import OutOfOrderSequenceNumber, ProducerFenced
 
 from skalds_streams.coordinator.batch import Output
 from skalds_streams.model.record import Record
 from skalds_streams.testing.simulator.network import Connection, Link
-
-RECORD_BYTES_MOST = 1_000_000
+from skalds_streams.testing.simulator.storage import size_of
 
 
 class Batch:
@@ -36,7 +35,7 @@ class Batch:
         timestamp: int | None,
         headers: Sequence[tuple[str, bytes]] = (),
     ) -> object | None:
-        size = len(key or b"") + len(value or b"") + 80
+        size = size_of(Output("", key, value, tuple(headers)))
         if size > self._left and self.outputs:
             return None
         self._left -= size
@@ -69,13 +68,15 @@ class Producer:
         self._link, self._id = _link, transactional_id
         self._timeout_s = request_timeout_ms / 1000
         self._transaction_s = transaction_timeout_ms / 1000
-        self._most_bytes = max_batch_size if max_batch_size is not None else _link.batch_bytes
+        self._most_bytes = _link.most_bytes(max_batch_size)
         self._connection, self._coordinator = Connection(), Connection()
         self._waiting: dict[tuple[str, int], list[tuple[Output, float, asyncio.Future[Any]]]] = {}
         self._busy: set[tuple[str, int]] = set()
         self._epoch: int | None = None
         self._sequence = 0
         self._pending: list[asyncio.Future[Any]] = []
+        self._sent: dict[tuple[str, int], asyncio.Future[Any]] = {}
+        """The last batch of each partition."""
         self._fenced = False
         self._sender = Sender()
 
@@ -113,6 +114,7 @@ class Producer:
         broker = self._link.broker
 
         def append() -> None:
+            broker.check_size([output for output, _, _ in batch])
             for output, _, _ in batch:
                 broker.append(topic, partition, output)
 
@@ -176,14 +178,32 @@ class Producer:
         outputs = [Output(topic, key, value, headers) for key, value, headers in batch.outputs]
 
         def produce() -> int:
-            if any(len(item.value or b"") > RECORD_BYTES_MOST for item in outputs):
-                raise MessageSizeTooLargeError
+            broker.check_size(outputs)
             return broker.produce(name, epoch, topic, partition, outputs, sequence)
 
-        future = self._link.request(produce, self._connection)
+        former = self._sent.get((topic, partition))
+        future: asyncio.Future[Any] = self._link.loop.create_future()
+        self._sent[topic, partition] = future
+        if former is None or former.done():
+            self._send_after(former, produce, future)
+        else:
+            former.add_done_callback(lambda done: self._send_after(done, produce, future))
         future.add_done_callback(self._watch)
         self._pending.append(future)
         return future
+
+    def _send_after(
+        self, former: asyncio.Future[Any] | None, produce: Callable[[], int], future: asyncio.Future[Any]
+    ) -> None:
+        """One request in flight a partition. After one that was refused the broker misses its sequence number."""
+        if future.done() or (former is not None and former.cancelled()):
+            return
+        if former is not None and former.exception() is not None:
+            future.set_exception(OutOfOrderSequenceNumber())
+            future.exception()
+            return
+        request = self._link.request(produce, self._connection)
+        request.add_done_callback(lambda done: _hand_on(done, future))
 
     def _watch(self, done: asyncio.Future[Any]) -> None:
         if not done.cancelled() and isinstance(done.exception(), ProducerFenced):
@@ -206,6 +226,17 @@ class Producer:
     def _check(self) -> None:
         if self._fenced:
             raise ProducerFenced
+
+
+def _hand_on(done: asyncio.Future[Any], future: asyncio.Future[Any]) -> None:
+    if done.cancelled() or future.done():
+        return
+    error = done.exception()
+    if error is None:
+        future.set_result(done.result())
+    else:
+        future.set_exception(error)
+        future.exception()
 
 
 class Consumer:

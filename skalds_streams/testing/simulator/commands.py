@@ -24,7 +24,8 @@ def record_for(kind: str, how: Mapping[str, Any], topics: Topics, rng: random.Ra
     partition = rng.randrange(topics.partitions) if "astray" in how else partition_of(first, topics.partitions)
     key = None if "astray" in how and rng.random() < 0.5 else first.encode()
     if "malformed" in how:
-        return partition, Output(topic, key, MALFORMED[how["malformed"]])
+        value = MALFORMED[how["malformed"]]
+        return partition, Output(topic, key, value if "padding" not in how else (value or b"{") + b"x" * how["padding"])
     return partition, Output(topic, key, orjson.dumps(_document(kind, how)))
 
 
@@ -34,7 +35,7 @@ def _document(kind: str, how: Mapping[str, Any]) -> dict[str, Any]:
         doc["attachments"] = _parameters(how)
         doc["merge"] = how["merge"]
     if kind == "assign":
-        if how["described"]:
+        if how["described"] or "padding" in how:
             doc["tasks"] = [_task(task_id, how) for task_id in how["tasks"]]
         for name in ("action", "recipient"):
             if name in how:
@@ -44,7 +45,7 @@ def _document(kind: str, how: Mapping[str, Any]) -> dict[str, Any]:
 
 def _task(task_id: str, how: Mapping[str, Any]) -> dict[str, Any]:
     task: dict[str, Any] = {"id": task_id, "className": how.get("class", "Cam"), "source": "simulator"}
-    if how["parameters"]:
+    if how["parameters"] or "padding" in how:
         task["attachments"] = _parameters(how)
     if "deadline_s" in how:
         task["deadlineDateTime"] = EPOCH_MS + int(how["deadline_s"] * 1000)
@@ -52,4 +53,5 @@ def _task(task_id: str, how: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _parameters(how: Mapping[str, Any]) -> dict[str, Any]:
-    return {f"k{how['n'] % 3}": how["n"], **({REFUSE: True} if how.get("refuse") else {})}
+    padding = {"padding": "x" * how["padding"]} if "padding" in how else {}
+    return {f"k{how['n'] % 3}": how["n"], **({REFUSE: True} if how.get("refuse") else {}), **padding}

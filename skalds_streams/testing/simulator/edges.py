@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import structlog
 
 from skalds_streams import runtime
+from skalds_streams.coordinator import journal
 from skalds_streams.coordinator import log as coordinator_log
 from skalds_streams.proxy import client, reports
 from skalds_streams.proxy.topic_setup import TopicReport
@@ -112,8 +113,9 @@ def _nothing(*args: object, **options: object) -> None:
     return None
 
 
-def _exchanged() -> list[tuple[Any, str, Any]]:
+def _exchanged(message_bytes: int) -> list[tuple[Any, str, Any]]:
     return [
+        (journal, "CONDEMNED_BYTES", min(journal.CONDEMNED_BYTES, message_bytes // 8)),
         (client, "AIOKafkaConsumer", Consumer),
         (coordinator_log, "AIOKafkaProducer", Producer),
         (coordinator_log, "_discard", lambda producer: producer.stop()),
@@ -136,12 +138,12 @@ def _exchanged() -> list[tuple[Any, str, Any]]:
 
 
 @contextmanager
-def edges() -> Iterator[None]:
-    """Exchange the edges, and put them back."""
+def edges(message_bytes: int) -> Iterator[None]:
+    """Exchange the edges, and put them back. message_bytes: the most that the broker takes."""
     kept: list[tuple[Any, str, Any]] = []
     config = structlog.get_config()
     try:
-        for module, name, stand_in in _exchanged():
+        for module, name, stand_in in _exchanged(message_bytes):
             kept.append((module, name, getattr(module, name)))
             setattr(module, name, stand_in)
         factory: Callable[..., None] = _nothing

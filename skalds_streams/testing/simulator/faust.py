@@ -2,8 +2,9 @@
 
 Rules as Faust has them: at a rebalance the flow stops and buffers are cleared, what was handed out is not waited for;
 then the table is told what is ours, and reading begins at the journals' positions (`tables.consumer`), at the group's
-offset where a journal is not open yet. Acknowledged offsets are committed up to the
-first gap, about once a second. `GroupQuestion` finds here what it looks for in Faust.
+offset where a journal is not open yet. Soon after a rebalance it drops a part of what it has read and goes on behind
+it, with `Weather.gaps`. Acknowledged offsets are committed up to the first that is not, about once a second.
+`GroupQuestion` finds here what it looks for in Faust.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from skalds_streams.testing.simulator.network import Connection, Link, Reply
 from skalds_streams.topics import Topics
 
 COMMIT_S = 1.0
+GAPS_S = 5.0
+"""How long after a rebalance records may be dropped."""
 
 
 class FaustConsumer:
@@ -142,6 +145,7 @@ class FaustConsumer:
     # -- records
 
     async def _read(self, offsets: dict[TopicPartition, int]) -> None:
+        gaps_until = self._link.loop.now + GAPS_S
         while True:
             fetch = Fetch(self._link, offsets, False, self._fetching)
             try:
@@ -151,6 +155,8 @@ class FaustConsumer:
             queues: list[list[Record]] = []
             for tp, (position, records) in found.items():
                 offsets[tp] = position
+                if self._link.weather.gaps and self._link.loop.now < gaps_until:
+                    self._drop_some(records)
                 if records:
                     queues.append(records)
             while queues:
@@ -160,6 +166,14 @@ class FaustConsumer:
                     await self._journals().offer(self._delivery(record))
                 del queue[:run]
                 queues = [item for item in queues if item]
+
+    def _drop_some(self, records: list[Record]) -> None:
+        """Of what was read while a rebalance overlapped with another a piece is lost: from the start, the end, all."""
+        rng = self._link.rng
+        if records and rng.random() < self._link.weather.gaps:
+            first = 0 if rng.random() < 0.5 else rng.randrange(len(records))
+            after = len(records) if rng.random() < 0.5 else rng.randint(first, len(records))
+            del records[first:after]
 
     def _delivery(self, record: Record) -> Delivery:
         offsets = self._unacked.setdefault(TopicPartition(record.topic, record.partition), {})

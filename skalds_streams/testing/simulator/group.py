@@ -93,6 +93,11 @@ class Group:
                 self._rebalance()
                 self._complete()
 
+    def disturb(self) -> None:
+        """A rebalance for no reason that a process could see, perhaps while another is under way."""
+        if self.seats:
+            self._rebalance()
+
     def commit(self, member: int, generation: int, offsets: Mapping[tuple[str, int], int]) -> None:
         """OffsetCommit. Raises CommitFailedError, as aiokafka does for an unknown member or another generation."""
         seat = next((seat for seat in self.seats.values() if seat.member == member), None)

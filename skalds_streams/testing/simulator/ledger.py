@@ -40,7 +40,7 @@ class Ledger:
     on_step: Callable[[Step], None] = lambda step: None
     on_row: Callable[[Row], None] = lambda row: None
     on_positions: Callable[[int, Positions], None] = lambda partition, positions: None
-    on_deadletter: Callable[[Where, str], None] = lambda source, reason: None
+    on_deadletter: Callable[[Where, Entry], None] = lambda source, letter: None
     rows: dict[str, Row] = field(default_factory=dict)
     """The changelog, folded."""
     latest: dict[str, Row] = field(default_factory=dict)
@@ -48,6 +48,10 @@ class Ledger:
     positions: dict[int, Positions] = field(default_factory=dict)
     deadletters: set[Where] = field(default_factory=set)
     inputs: dict[Where, Entry] = field(default_factory=dict)
+    deleted: set[Where] = field(default_factory=set)
+    """Inputs that the broker deleted before anybody had applied them. One that was read before may still be applied."""
+    unreported: set[str] = field(default_factory=set)
+    """Tasks of which a report was among them: what runs is not known to their rows."""
     commands: dict[str, list[Row]] = field(default_factory=dict)
     """Records of history whose cause is one of COMMANDS, by task, in the order of application."""
     records: int = 0
@@ -59,6 +63,19 @@ class Ledger:
         if partition.topic in self.topics.inputs:
             self.inputs[partition.topic, partition.number, entry.offset] = entry
 
+    def take_deletion(self, partition: Partition, before: int) -> None:
+        """The broker deletes what is older than an offset. Only what is not applied is lost with it."""
+        topic, number = partition.topic, partition.number
+        positions = self.positions.get(number)
+        applied = positions.offsets.get(topic, -1) if positions is not None else -1
+        self.note(f"{topic}/{number} begins at {before}")
+        for entry in partition.entries[applied + 1 : before]:
+            if entry is None:
+                continue
+            self.deleted.add((topic, number, entry.offset))
+            if topic == self.topics.report and b'"Forwarded"' not in (entry.value or b""):
+                self.unreported.add((entry.key or b"").decode())
+
     def take_commit(self, written: Sequence[tuple[Partition, Entry]]) -> None:
         """A transaction was committed: history first, as the steps of a batch; then the rows that it leaves."""
         topics = self.topics
@@ -66,7 +83,7 @@ class Ledger:
             self._digest(partition, entry)
         for _, entry in _of(written, topics.deadletter):
             source = _source(entry)
-            self.on_deadletter(source, dict(entry.headers)["reason"].decode())
+            self.on_deadletter(source, entry)
             self.deadletters.add(source)
         for _, entry in _of(written, topics.history):
             self._take_step(Row.from_doc(orjson.loads(entry.value or b"")))

@@ -40,6 +40,8 @@ class Weather:
     unanswered: float = 0.0
     quick: float = 0.5
     """Share of losses that the client notices at once (a reset connection)."""
+    gaps: float = 0.0
+    """Share of what Faust has read soon after a rebalance, and drops a part of."""
 
 
 class Connection:
@@ -164,6 +166,12 @@ class Link:
         call: Call[Any] = Call(self, what, connection, deadline)
         call.attempt()
         return call.future
+
+    def most_bytes(self, asked: int | None) -> int:
+        """Most bytes of a producer's batch: far below the broker's limit, as in a real cluster, so that only a record
+        that is too large by itself is refused.
+        """
+        return min(asked or self.batch_bytes, self.broker.message_bytes // 4)
 
     async def connect(self) -> None:
         """Bootstrap. Raises KafkaConnectionError when no broker can be reached."""

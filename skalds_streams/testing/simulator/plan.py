@@ -41,8 +41,17 @@ FAULTS = (
     "tie",
     "churn",
     "burst",
+    "large",
+    "retention",
+    "away",
+    "gaps",
+    "rebalance",
 )
+MESSAGE_BYTES = 1_048_588
+UNWRITABLE_MOST = 3
+"""Each holds its partition up until it is found among its neighbours."""
 ON_PROCESS = ("kill", "pause", "partition", "stop")
+ON_PARTITION = ("leader", "compact", "retention", "rebalance")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +86,11 @@ class Plan:
     slow_stop: float = 0.0
     dies_s: float = 0.05
     retention_ms: int = 3_600_000
+    """Of rows that have ended."""
+    message_bytes: int = MESSAGE_BYTES
+    """The most that the broker takes in one batch."""
+    segment_bytes: int = MESSAGE_BYTES
+    gaps: float = 0.0
     actions: tuple[Action, ...] = ()
 
     def to_doc(self) -> dict[str, Any]:
@@ -99,7 +113,8 @@ def draw(seed: int, steps: int | None = None) -> Plan:
         tasks = 200
     partitions = rng.choice((2, 2, 3) if "burst" in faults else (1, 1, 1, 2, 3))
     duration_s = rng.choice((6.0, 12.0, 20.0, 35.0))
-    actions = _Script(rng, faults, processes, tasks, duration_s).write()
+    message_bytes = rng.choice((16_000, 32_000)) if "large" in faults else MESSAGE_BYTES
+    actions = _Script(rng, faults, processes, tasks, duration_s, message_bytes).write()
     if steps is not None:
         actions = actions[:steps]
 
@@ -126,6 +141,9 @@ def draw(seed: int, steps: int | None = None) -> Plan:
         slow_stop=share("slow_stop", 0.2, 1.0),
         dies_s=rng.choice((0.0, 0.05, 0.5, 3.0)),
         retention_ms=rng.choice((4_000, 12_000)) if "forget" in faults else 3_600_000,
+        message_bytes=message_bytes,
+        segment_bytes=message_bytes - rng.choice((0, 500)),
+        gaps=share("gaps", 0.1, 0.9),
         actions=actions,
     )
 
@@ -138,8 +156,17 @@ def _draw_faults(rng: random.Random) -> list[str]:
 class _Script:
     """Writes the actions."""
 
-    def __init__(self, rng: random.Random, faults: list[str], processes: int, tasks: int, duration_s: float) -> None:
+    def __init__(
+        self,
+        rng: random.Random,
+        faults: list[str],
+        processes: int,
+        tasks: int,
+        duration_s: float,
+        message_bytes: int,
+    ) -> None:
         self._rng, self._faults, self._processes = rng, faults, processes
+        self._message_bytes, self._unwritable = message_bytes, 0
         self._tasks = [f"t{number}" for number in range(tasks)]
         self._duration_s = duration_s
         self._actions: list[Action] = []
@@ -181,7 +208,9 @@ class _Script:
         for _ in range(self._rng.randint(4, 10)):
             at += self._rng.uniform(0, 0.02)
             self._command(at, kind, tasks[0])
-            self._actions[-1].how.update(tasks=tasks, astray=True)
+            how = self._actions[-1].how
+            how.update(tasks=tasks, astray=True)
+            how.pop("padding", None)
 
     def _kind(self) -> str:
         return self._rng.choices(("assign", "cancel", "update"), (4, 3, 3))[0]
@@ -209,11 +238,42 @@ class _Script:
                 how["class"] = "Feed"
             if "deadline" in faults and rng.random() < 0.4:
                 how["deadline_s"] = round(at + rng.uniform(0, 15), 3)
+        self._spoil(kind, how)
+        self._actions.append(Action(round(at, 3), kind, how))
+
+    def _spoil(self, kind: str, how: dict[str, Any]) -> None:
+        """What publishers get wrong, or do too much."""
+        rng, faults = self._rng, self._faults
         if "malformed" in faults and rng.random() < 0.2:
             how["malformed"] = rng.randrange(5)
+        if "large" in faults and kind != "cancel" and rng.random() < 0.2:
+            self._pad(kind, how)
         if rng.random() < 0.05:
             how["twice"] = True
-        self._actions.append(Action(round(at, 3), kind, how))
+
+    def _pad(self, kind: str, how: dict[str, Any]) -> None:
+        """Parameters that fit, some times over, into a record; or with which a row or a dead letter fits into none."""
+        rng = self._rng
+        if rng.random() < 0.6 or self._unwritable >= UNWRITABLE_MOST:
+            how["padding"] = int(self._message_bytes * rng.uniform(0.27, 0.29))
+        elif kind == "update" or len(how["tasks"]) == 1:
+            self._unwritable += 1
+            how["padding"] = self._message_bytes - (250 if "malformed" in how else 800)
+
+    def _away(self) -> None:
+        """Nobody is there for a while, and what is published meanwhile is deleted before somebody comes back."""
+        rng = self._rng
+        at, for_s = rng.uniform(1.0, self._duration_s), rng.uniform(4.0, 10.0)
+        for process in range(self._processes):
+            self._actions.append(
+                Action(round(at, 3), "kill", {"process": process, "for_s": round(for_s, 3), "at_callback": 0})
+            )
+        for _ in range(rng.randint(2, 5)):
+            self._command(at + rng.uniform(0.1, for_s - 1.5), self._kind(), rng.choice(self._tasks))
+        for pick in range(3 * 3):
+            if rng.random() < 0.6:
+                how = {"pick": pick, "share": rng.choice((0.5, 1.0))}
+                self._actions.append(Action(round(at + for_s - rng.uniform(0.1, 1.4), 3), "retention", how))
 
     def _fault(self, fault: str) -> None:
         rng = self._rng
@@ -226,11 +286,20 @@ class _Script:
                 self._add(fault, how)
         elif fault == "outage":
             self._add(fault, {"for_s": round(rng.choice((0.5, 4.0, 12.0, 18.0)) * rng.uniform(0.5, 1.2), 3)})
-        elif fault in ("leader", "compact"):
-            for _ in range(rng.randint(1, 4)):
-                self._add(fault, {"pick": rng.getrandbits(16)})
         elif fault == "twin":
             self._add(fault, {"process": rng.randrange(self._processes), "for_s": round(rng.uniform(3, 30), 3)})
+        elif fault == "away":
+            self._away()
+        elif fault in ON_PARTITION:
+            self._partition_fault(fault)
+
+    def _partition_fault(self, fault: str) -> None:
+        rng = self._rng
+        for _ in range(rng.randint(1, 4)):
+            how: dict[str, Any] = {"pick": rng.getrandbits(16)}
+            if fault == "retention":
+                how["share"] = rng.choice((0.3, 0.7, 1.0))
+            self._add(fault, how)
 
     def _add(self, do: str, how: dict[str, Any]) -> None:
         self._actions.append(Action(round(self._rng.uniform(0.5, self._duration_s), 3), do, how))

@@ -13,8 +13,9 @@ import orjson
 from skalds_streams.core.invariants import check_step
 from skalds_streams.core.row import Row
 from skalds_streams.errors import InvariantError
-from skalds_streams.model.documents import Positions
+from skalds_streams.model.documents import Positions, encode_row
 from skalds_streams.testing.simulator.ledger import Ledger, Step, Where, public
+from skalds_streams.testing.simulator.storage import Entry, size_of
 from skalds_streams.testing.simulator.witness import Act, Witness
 
 
@@ -41,7 +42,7 @@ class Rule:
     def on_positions(self, partition: int, positions: Positions) -> None:
         """Before they are entered."""
 
-    def on_deadletter(self, source: Where, reason: str) -> None:
+    def on_deadletter(self, source: Where, letter: Entry) -> None:
         """Before it is entered."""
 
 
@@ -162,11 +163,51 @@ class PositionsRise(Rule):
 
 
 class OnlyBadLetters(Rule):
-    """A dead letter is one that its sender got wrong; none is our own fault."""
+    """A dead letter is one that its sender got wrong, or that fits nowhere; none is our own fault. It holds the record
+    as it came, cut where that fits nowhere.
+    """
 
-    def on_deadletter(self, source: Where, reason: str) -> None:
-        if reason.startswith(("internal error", "can't be written")):
+    def __init__(self, ledger: Ledger, most_bytes: int) -> None:
+        """most_bytes: of a batch that the broker takes."""
+        self._ledger, self._most_bytes = ledger, most_bytes
+
+    def on_deadletter(self, source: Where, letter: Entry) -> None:
+        reason = dict(letter.headers)["reason"].decode()
+        came, kept = self._ledger.inputs[source].value, letter.value
+        if reason.startswith("internal error"):
             raise ViolationError("only bad letters", f"{source}: {reason}")
+        unwritable = reason.startswith("can't be written")
+        if unwritable and not may_exceed(self._ledger, source, self._most_bytes):
+            raise ViolationError("only bad letters", f"{source}: {reason}, and would have fitted")
+        if came != kept and not (unwritable and kept and (came or b"").startswith(kept) and "cut to" in reason):
+            raise ViolationError("only bad letters", f"{source}: the letter is not what came")
+
+
+GROWTH_BYTES = 900
+"""About the most that one event adds to a row beside parameters: a new row, or why it waits, an error, a cause."""
+
+
+def may_exceed(ledger: Ledger, source: Where, most_bytes: int) -> bool:
+    """Whether a record may be too large to be applied: by bounds from above, not by what the code that decides says."""
+    entry = ledger.inputs[source]
+    doc = _object(entry.value)
+    own = size_of(entry)
+    if doc is None:
+        return own + GROWTH_BYTES > most_bytes
+    kept = 2 if b"attachments" in (entry.value or b"") else 1
+    """Parameters that run are kept beside the new ones until those are answered."""
+    named = doc.get("taskIds") or [doc.get("task_id")]
+    rows = [ledger.rows[name] for name in dict.fromkeys(named) if name in ledger.rows]
+    before = sum(len(encode_row(row)) for row in rows)
+    return kept * before + len(named) * (own + GROWTH_BYTES) > most_bytes
+
+
+def _object(value: bytes | None) -> dict[str, Any] | None:
+    try:
+        doc = orjson.loads(value or b"")
+    except orjson.JSONDecodeError:
+        return None
+    return doc if isinstance(doc, dict) else None
 
 
 def origin_of(ledger: Ledger, cause: Where) -> Where | None:
@@ -180,7 +221,7 @@ def origin_of(ledger: Ledger, cause: Where) -> Where | None:
     return first["topic"], first["partition"], first["offset"]
 
 
-def all_rules(ledger: Ledger, witness: Witness) -> list[Rule]:
+def all_rules(ledger: Ledger, witness: Witness, most_bytes: int) -> list[Rule]:
     """One object of each rule, listening to nothing yet."""
     return [
         OneAtATime(witness),
@@ -188,5 +229,5 @@ def all_rules(ledger: Ledger, witness: Witness) -> list[Rule]:
         LegalSteps(ledger),
         OneCause(ledger),
         PositionsRise(ledger),
-        OnlyBadLetters(),
+        OnlyBadLetters(ledger, most_bytes),
     ]

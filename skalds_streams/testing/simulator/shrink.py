@@ -21,8 +21,20 @@ FAULT_FIELDS = (
     "no_host",
     "slow_stop",
     "dies_s",
+    "gaps",
 )
-ORNAMENTS = ("twice", "deadline_s", "astray", "refuse", "recipient", "class", "action", "malformed", "at_callback")
+ORNAMENTS = (
+    "twice",
+    "deadline_s",
+    "astray",
+    "refuse",
+    "recipient",
+    "class",
+    "action",
+    "malformed",
+    "at_callback",
+    "padding",
+)
 
 
 class Shrinker:

@@ -2,7 +2,8 @@
 
 Rules: the index of an entry is its offset, markers take one too; a read_committed reader sees nothing at or above the
 first offset of an open transaction, and nothing of an aborted one; compaction leaves holes, never below the need of a
-reader that starts at the beginning.
+reader that starts at the beginning; retention moves the beginning, and who asks for what was before it is given what
+there is (auto_offset_reset "earliest").
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from skalds_streams.coordinator.batch import Output
 from skalds_streams.model.record import Record
 
 NO_PRODUCER = -1
+OVERHEAD_BYTES = 80
+"""About what a record takes beside its key, value and headers, with its part of the batch's head."""
 
 
 @dataclass(slots=True)
@@ -30,12 +33,20 @@ class Entry:
     aborted: bool = False
 
 
+def size_of(output: Output | Entry) -> int:
+    """Bytes of a record in a batch."""
+    headers = sum(len(name) + len(value) for name, value in output.headers)
+    return len(output.key or b"") + len(output.value or b"") + headers + OVERHEAD_BYTES
+
+
 class Partition:
     """See the module. `at_ms` of an entry is its leader's clock (LogAppendTime)."""
 
     def __init__(self, topic: str, number: int) -> None:
         self.topic, self.number = topic, number
         self.entries: list[Entry | None] = []
+        self.begin = 0
+        """The log start offset."""
         self.leader = 0
         self._open: dict[int, int] = {}
         self.watchers: dict[int, Callable[[], None]] = {}
@@ -78,6 +89,11 @@ class Partition:
                 Record(self.topic, self.number, entry.offset, entry.key, entry.value, entry.at_ms, entry.headers)
             )
         return found
+
+    def delete_before(self, offset: int) -> None:
+        """Retention: what is older is gone."""
+        self.begin = max(self.begin, min(offset, self.stable_end))
+        self.entries[: self.begin] = [None] * self.begin
 
     def compact(self) -> int:
         """Drop what a later committed record of the same key stands for. Returns how many were dropped."""

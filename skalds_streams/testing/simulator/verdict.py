@@ -2,7 +2,8 @@
 
 I2: what the last command by the design's order asks for is so: a wanted task runs exactly once with the last
 parameters, a cancelled or paused one does not. I4: each input changed a row of each task that it names, or is a dead
-letter. The view of every process is the changelog. `unmet` is asked again and again until there is nothing, or the
+letter, or was deleted before anybody applied it; nothing is asked of a task of which a report was. The view of every
+process is the changelog. `unmet` is asked again and again until there is nothing, or the
 time is over.
 """
 
@@ -119,12 +120,12 @@ class Verdict:
 
     def _unmet(self, lives: list[Life]) -> Iterator[str]:
         yield from self._unread()
-        for task_id in sorted(self._ledger.commands):
+        for task_id in sorted(self._ledger.commands.keys() - self._ledger.unreported):
             found = self._task(task_id)
             if found is not None:
                 yield found
         for task_id, active in self._witness.active.items():
-            if active and task_id not in self._ledger.rows:
+            if active and task_id not in self._ledger.rows and task_id not in self._ledger.unreported:
                 yield f"I2: {task_id} runs, and there is no row"
         for life in lives:
             if life.runtime is None or dict(life.runtime.view.rows) != self._ledger.rows:
@@ -133,6 +134,8 @@ class Verdict:
     def _unread(self) -> Iterator[str]:
         """Inputs that nobody has applied yet."""
         for topic, partition, offset in reversed(self._ledger.inputs):
+            if (topic, partition, offset) in self._ledger.deleted:
+                continue
             positions = self._ledger.positions.get(partition)
             if positions is None or positions.offsets.get(topic, NEVER) < offset:
                 yield f"I2: {topic}/{partition}@{offset} is not applied"
@@ -193,8 +196,14 @@ class Verdict:
                 for row in rows
             )
         }
+        gone = ledger.deadletters | ledger.deleted
+        known |= {
+            (orjson.loads(ledger.inputs[where].value or b"{}").get("task_id"), origin)
+            for where in sorted(gone)
+            if (origin := origin_of(ledger, where)) is not None
+        }
         for where, entry in ledger.inputs.items():
-            if where in ledger.deadletters or where[0] == ledger.topics.report:
+            if where in gone or where[0] == ledger.topics.report:
                 continue
             for task_id in self._named(where, entry.value):
                 if (task_id, where) not in known:

@@ -25,6 +25,7 @@ from skalds_streams.testing.simulator.network import Weather
 from skalds_streams.testing.simulator.plan import Action, Plan
 from skalds_streams.testing.simulator.process import Grounds, Life, Seat
 from skalds_streams.testing.simulator.rules import ViolationError, all_rules
+from skalds_streams.testing.simulator.storage import Entry, size_of
 from skalds_streams.testing.simulator.verdict import Verdict
 from skalds_streams.testing.simulator.witness import Act, Witness
 from skalds_streams.topics import Topics
@@ -36,6 +37,7 @@ TWINS_S = 14.0
 """After the faults a twin comes back for so long: only a process on its machine can say that it has ended."""
 NEVER_S = 1e9
 EVENTS_MOST = 400_000
+TEXT_MOST = 1_000
 
 
 @dataclass(slots=True)
@@ -67,6 +69,7 @@ class World:
         self._rng = random.Random(plan.noise)
         self.topics = Topics.named(app="skalds", partitions=plan.partitions)
         self.broker = Broker(self.loop, random.Random(self._rng.getrandbits(48)), self.topics, marker_s=plan.marker_s)
+        self.broker.message_bytes, self.broker.segment_bytes = plan.message_bytes, plan.segment_bytes
         self.ledger, self.witness = Ledger(self.topics), Witness(self.loop)
         self.broker.skew_ms = [int(self._rng.uniform(-1, 1) * plan.skew_ms) for _ in range(BROKERS)]
         self._listen()
@@ -75,7 +78,7 @@ class World:
             broker=self.broker,
             witness=self.witness,
             outside=self._outside,
-            weather=Weather(slow=plan.slow, lost=plan.lost, unanswered=plan.unanswered),
+            weather=Weather(slow=plan.slow, lost=plan.lost, unanswered=plan.unanswered, gaps=plan.gaps),
             habits=_habits(plan),
             capacity=plan.capacity,
             retention_ms=plan.retention_ms,
@@ -95,7 +98,8 @@ class World:
     # -- judging
 
     def _listen(self) -> None:
-        rules = all_rules(self.ledger, self.witness)
+        most_bytes = min(self.plan.message_bytes, self.plan.segment_bytes)
+        rules = all_rules(self.ledger, self.witness, most_bytes)
 
         def on_step(step: Step) -> None:
             for rule in rules:
@@ -109,9 +113,9 @@ class World:
             for rule in rules:
                 rule.on_positions(partition, positions)
 
-        def on_deadletter(source: Where, reason: str) -> None:
+        def on_deadletter(source: Where, letter: Entry) -> None:
             for rule in rules:
-                rule.on_deadletter(source, reason)
+                rule.on_deadletter(source, letter)
 
         self.ledger.on_step, self.ledger.on_row = on_step, on_row
         self.ledger.on_positions, self.ledger.on_deadletter = on_positions, on_deadletter
@@ -136,7 +140,7 @@ class World:
         if self.result.violation is None and not self._over:
             self.result.rule, self.result.violation = (
                 rule,
-                f"{text if text.startswith(rule) else f'{rule}: {text}'} (at {self.loop.now:.3f} s)",
+                f"{text if text.startswith(rule) else f'{rule}: {text}'}"[:TEXT_MOST] + f" (at {self.loop.now:.3f} s)",
             )
             self._note("VIOLATION", text, "")
             self.loop.halted = True
@@ -144,7 +148,7 @@ class World:
     # -- running
 
     def run(self) -> Result:
-        with edges():
+        with edges(self.plan.message_bytes):
             self._run()
         result = self.result
         result.digest = self.ledger.digest.hexdigest()
@@ -266,6 +270,9 @@ class World:
             self.loop.call_later(0.2, self._publish, action)
             return
         partition, output = record_for(action.do, action.how, self.topics, self._rng)
+        if size_of(output) > min(self.plan.message_bytes, self.plan.segment_bytes):
+            self._count("refused")  # its publisher is told
+            return
         for _ in range(2 if "twice" in action.how else 1):
             self.broker.append(output.topic, partition, output)
 
@@ -320,6 +327,20 @@ class World:
     def _do_compact(self, how: Mapping[str, Any]) -> None:
         number = how["pick"] % self.topics.partitions
         self.broker.partitions[self.topics.changelog, number].compact()
+
+    def _do_retention(self, how: Mapping[str, Any]) -> None:
+        """The broker deletes the oldest part of an input."""
+        inputs = [partition for partition in self.broker.partitions.values() if partition.topic in self.topics.inputs]
+        partition = inputs[how["pick"] % len(inputs)]
+        before = partition.begin + int((len(partition.entries) - partition.begin) * how["share"])
+        known = len(self.ledger.deleted)
+        self.ledger.take_deletion(partition, before)
+        if len(self.ledger.deleted) > known:
+            self._count("deleted before it was applied")
+        partition.delete_before(before)
+
+    def _do_rebalance(self, how: Mapping[str, Any]) -> None:
+        self.broker.group.disturb()
 
     def _do_twin(self, how: Mapping[str, Any]) -> None:
         """A second process with the same skald id, on another machine."""
