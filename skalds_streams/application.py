@@ -22,6 +22,7 @@ from faust.web.drivers import aiohttp as web_driver
 from skalds_streams.agents import assign, cancel, report, update_attachment
 from skalds_streams.errors import ConfigError, SkaldsError
 from skalds_streams.logging import configure_logging, quiet_libraries
+from skalds_streams.proxy.access import tls_context
 from skalds_streams.runtime import Runtime
 from skalds_streams.settings import Settings
 from skalds_streams.tables.consumer import PositionedConsumer
@@ -188,14 +189,11 @@ def _options(settings: Settings) -> Mapping[str, Any]:
 def _credentials(settings: Settings) -> Any:
     if not settings.kafka_username:
         return None
-    import ssl
-
-    tls = "confluent.cloud" in settings.kafka_host
     return faust.SASLCredentials(
         username=settings.kafka_username,
         password=settings.kafka_password.get_secret_value(),
         mechanism="PLAIN",
-        ssl_context=ssl.create_default_context() if tls else None,
+        ssl_context=tls_context(settings.bootstrap, settings.kafka_username),
     )
 
 

@@ -6,7 +6,6 @@ address, security, and the one tuning that has no public option.
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +14,8 @@ from aiokafka.consumer.fetcher import Fetcher
 
 from skalds_streams.errors import KafkaError
 from skalds_streams.model.record import Record
+from skalds_streams.proxy.access import REQUEST_TIMEOUT_MS as REQUEST_TIMEOUT_MS
+from skalds_streams.proxy.access import access_options
 from skalds_streams.settings import Settings
 
 PREFETCH_BACKOFF_S = 0.005
@@ -22,32 +23,11 @@ PREFETCH_BACKOFF_S = 0.005
 
 its own 0.1 s was the p99 of a hop.
 """
-REQUEST_TIMEOUT_MS = 10_000
 
 
 def client_options(settings: Settings) -> dict[str, Any]:
     """Keyword arguments for AIOKafkaConsumer, AIOKafkaProducer and AIOKafkaAdminClient."""
-    return {
-        "bootstrap_servers": settings.bootstrap,
-        "request_timeout_ms": REQUEST_TIMEOUT_MS,
-        **security_options(settings),
-    }
-
-
-def security_options(settings: Settings) -> dict[str, Any]:
-    """SASL PLAIN when a user name is set: over TLS for confluent.cloud, as upstream, else in plain text inside a
-    private network.
-    """
-    if not settings.kafka_username:
-        return {}
-    tls = "confluent.cloud" in settings.kafka_host
-    return {
-        "security_protocol": "SASL_SSL" if tls else "SASL_PLAINTEXT",
-        "ssl_context": ssl.create_default_context() if tls else None,
-        "sasl_mechanism": "PLAIN",
-        "sasl_plain_username": settings.kafka_username,
-        "sasl_plain_password": settings.kafka_password.get_secret_value(),
-    }
+    return access_options(settings.bootstrap, settings.kafka_username, settings.kafka_password.get_secret_value())
 
 
 def log_consumer(client: Mapping[str, Any], *, committed: bool = True, **more: Any) -> AIOKafkaConsumer:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
@@ -17,7 +16,8 @@ import anyio
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.errors import KafkaError as ClientError
 
-REQUEST_TIMEOUT_MS = 10_000
+from skalds_streams.proxy.access import access_options, protocol
+
 RETRY_S = 1.0
 """Pause between two tries to connect."""
 TRY_S = 5.0
@@ -68,9 +68,7 @@ class KafkaConfig:
     @property
     def protocol(self) -> str:
         """Kafka's name of the security in use: PLAINTEXT, SASL_PLAINTEXT or SASL_SSL."""
-        if not self.username:
-            return "PLAINTEXT"
-        return "SASL_SSL" if "confluent.cloud" in self.address else "SASL_PLAINTEXT"
+        return protocol(self.address, self.username)
 
     def __repr__(self) -> str:
         return f"KafkaConfig({self.address}, {self.protocol}, topics={self.consume_topic_list})"
@@ -78,16 +76,7 @@ class KafkaConfig:
 
 def client_options(config: KafkaConfig) -> dict[str, Any]:
     """Keyword arguments that every aiokafka client of this configuration takes."""
-    options: dict[str, Any] = {"bootstrap_servers": config.address, "request_timeout_ms": REQUEST_TIMEOUT_MS}
-    if config.username:
-        options |= {
-            "security_protocol": config.protocol,
-            "ssl_context": ssl.create_default_context() if config.protocol == "SASL_SSL" else None,
-            "sasl_mechanism": "PLAIN",
-            "sasl_plain_username": config.username,
-            "sasl_plain_password": config.password,
-        }
-    return options
+    return access_options(config.address, config.username, config.password)
 
 
 async def open_producer(config: KafkaConfig) -> AIOKafkaProducer:

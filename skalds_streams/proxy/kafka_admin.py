@@ -23,9 +23,9 @@ from anyio import TASK_STATUS_IGNORED
 from anyio.abc import TaskStatus
 
 from skalds_streams.errors import KafkaError, TopicError, UnreachableError
+from skalds_streams.proxy.access import REQUEST_TIMEOUT_MS
 from skalds_streams.proxy.background import BackgroundLoop
 from skalds_streams.proxy.connection import (
-    REQUEST_TIMEOUT_MS,
     STOP_S,
     TRY_S,
     KafkaConfig,
