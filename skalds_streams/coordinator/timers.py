@@ -52,7 +52,8 @@ class DueTimer:
         """Look for ever. `is_ready`: heartbeats are read to their end, so that nobody is missed."""
         while True:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), PERIOD_S)
+                async with asyncio.timeout(PERIOD_S):  # wait_for forgets that it is cancelled when it is woken as well
+                    await self._wake.wait()
             self._wake.clear()
             if not is_ready():
                 continue

@@ -89,6 +89,23 @@ async def test_a_broker_that_is_away_ends_nothing(monkeypatch: pytest.MonkeyPatc
         await task
 
 
+@pytest.mark.parametrize("steps", range(4))
+async def test_it_ends_when_it_is_woken_in_the_moment_in_which_it_is_cancelled(steps: int) -> None:
+    world = World()
+    task = asyncio.create_task(world.timer.run(lambda: True))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    world.timer.wake()
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    task.cancel()
+    for _ in range(20):
+        await asyncio.sleep(0)
+    ended = task.done()
+    task.cancel()
+    assert ended
+
+
 def waiting(**reasons: str) -> Row:
     return Row("t", class_name="Cam", wanted=Wanted.RUN, status=Status.ASSIGNING, waiting=reasons)
 
