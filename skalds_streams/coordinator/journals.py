@@ -147,7 +147,7 @@ class Journals:
     @property
     def all_open(self) -> bool:
         """Whether the group has told us what is ours, and all of it is open."""
-        return self._told and all(journal.opened.is_set() for journal in self._journals.values())
+        return self._told and not self._halted and all(journal.opened.is_set() for journal in self._journals.values())
 
     def row(self, partition: int, task_id: str) -> Row | None:
         journal = self._journals.get(partition)

@@ -821,6 +821,7 @@ async def test_another_number_of_partitions_ends_every_journal_and_the_process(t
             await made.journals.own({0, 1, 6})
         assert [type(error) for error in made.fatal] == [TopicResizedError]
         assert (list(made.journals), made.journals.next_offset("any", 0)) == ([], None)
+        assert not made.journals.all_open, "it is not ready for anything any more"
         await made.journals.offer(made.world.delivery(0))
         assert (made.world.acked, made.world.dropped) == ([], [0])
         await made.journals.own({0, 1})
