@@ -77,9 +77,11 @@ async def measure(bootstrap: str, topics: Topics, class_name: str, tasks: int) -
             await producer.send_and_wait(topics.assign, value, key=task_id.encode())
             sent_ms.append(time.time() * 1000 - begun)
             seen = asyncio.ensure_future(running(history, task_id.encode(), None))
-            report = await asyncio.wait_for(running(reports, task_id.encode(), "Running"), 30)
+            async with asyncio.timeout(30):
+                report = await running(reports, task_id.encode(), "Running")
             main_ms.append(float(str(report["at_ms"])) - begun)
-            await asyncio.wait_for(seen, 30)
+            async with asyncio.timeout(30):
+                await seen
             seen_ms.append(time.time() * 1000 - begun)
             await asyncio.sleep(0.2)
     finally:

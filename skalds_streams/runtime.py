@@ -30,17 +30,14 @@ from skalds_streams.proxy.partition_count import PartitionWatch
 from skalds_streams.proxy.reports import ReportSender
 from skalds_streams.proxy.topic_setup import ensure_topics
 from skalds_streams.settings import Settings
-from skalds_streams.skald.heartbeat import Heartbeat
-from skalds_streams.skald.hosts import HostPool
-from skalds_streams.skald.identity import Identity, claim_identity, forget_predecessors
-from skalds_streams.skald.reporter import Reporter
-from skalds_streams.skald.supervisor import Supervisor
+from skalds_streams.skald.hosts import Catalogue
+from skalds_streams.skald.identity import Identity, claim_identity
+from skalds_streams.skald.node import SkaldNode
 from skalds_streams.topics import Topics
 from skalds_streams.version import __version__
 from skalds_streams.view.cluster import ClusterView
 from skalds_streams.web.context import WebContext
 
-FLUSH_S = 2.0
 STOP_S = 5.0
 
 log = structlog.get_logger(__name__)
@@ -69,20 +66,16 @@ class Runtime:
             app=settings.app, prefix=settings.topic_prefix, partitions=settings.kafka_topic_partitions
         )
         self._client = client_options(settings)
-        self.view = ClusterView(self.topics, self._client)
+        self.view = ClusterView(self.topics, self._client, hold_beats=settings.hold_beats)
         self._sender = ReportSender(self.topics, self._client)
         self.journals = Journals(self._journal_context(GroupQuestion(consumer)), self._new_log, on_fatal)
         self._timer = DueTimer(
             self.journals, self.view.members, self._sender, wall_ms, retention_ms=settings.terminal_retention_ms
         )
         self.view.on_members(self._timer.wake)
-        self.identity: Identity | None = None
-        self._pool: HostPool | None = None
-        self._heartbeat: Heartbeat | None = None
-        self._reporter: Reporter | None = None
-        self.supervisor: Supervisor | None = None
+        self.skald: SkaldNode | None = None
         self._redis: RedisProjection | None = None
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
         self._warnings: list[str] = []
         self.metrics = Metrics(self._metric_sources())
 
@@ -119,22 +112,27 @@ class Runtime:
         self._warnings += report.warnings
         for warning in report.warnings:
             log.warning("topics.warning", text=warning)
-        self.identity = await asyncio.to_thread(
+        identity = await asyncio.to_thread(
             claim_identity, self.settings.data_dir, self.settings.skald_id, on_wait=_WaitNotice()
         )
         self._spawn("partitions", self._watch_partitions())
         self._spawn("view", self.view.run())
         await self._sender.start()
-        await self._start_skald(self.identity)
-        self._redis = RedisProjection(self.settings, self.view, self.identity.skald_id, lambda: self._held())
+        self.skald = SkaldNode(
+            self.settings,
+            self.topics,
+            self._client,
+            self.view,
+            self._sender,
+            identity,
+            spawn=self._spawn,
+            now_ms=wall_ms,
+        )
+        await self.skald.start()
+        self._redis = RedisProjection(self.settings, self.view, identity.skald_id, self._held)
         self._spawn("redis", self._redis.run())
         self._spawn("due", self._timer.run(lambda: self.view.members_caught_up))
-        log.info(
-            "skald.up",
-            skald=self.identity.skald_id,
-            incarnation=self.identity.incarnation,
-            replaces=self.identity.replaces,
-        )
+        log.info("skald.up", skald=identity.skald_id, incarnation=identity.incarnation, replaces=identity.replaces)
 
     async def _watch_partitions(self) -> None:
         try:
@@ -142,62 +140,12 @@ class Runtime:
         except TopicResizedError as error:
             self.journals.halt(error)
 
-    async def _start_skald(self, identity: Identity) -> None:
-        settings = self.settings
-        log_dir = (settings.data_dir / "logs" / identity.skald_id).absolute()
-        await asyncio.to_thread(log_dir.mkdir, parents=True, exist_ok=True)
-        self._pool = HostPool(modules=settings.worker_modules, lock_fd=identity.lock_fd)
-        catalogue = await self._pool.start()
-        for module, trace in catalogue.not_loadable.items():
-            log.error("workers.not_loadable", module=module, error=trace.strip().splitlines()[-1])
-        self._reporter = Reporter(
-            self._sender, skald_id=identity.skald_id, incarnation=identity.incarnation, now_ms=wall_ms
-        )
-        self.supervisor = Supervisor(
-            self.view, self._pool, self._reporter, incarnation=identity.incarnation, log_dir=log_dir
-        )
-        self._heartbeat = Heartbeat(
-            self.topics,
-            self._client,
-            skald_id=identity.skald_id,
-            incarnation=identity.incarnation,
-            describe=self._describe,
-            running=lambda: self.supervisor.load if self.supervisor else 0,
-            seen=lambda: self.view.members.offset,
-        )
-        await self._heartbeat.start()
-        self._spawn("heartbeat", self._heartbeat.run())
-        self._spawn("reporter", self._reporter.run())
-        self._spawn("supervisor", self.supervisor.run())
-        self._spawn("identity", self._settle(self._heartbeat, identity))
-
-    async def _settle(self, heartbeat: Heartbeat, identity: Identity) -> None:
-        await heartbeat.first_acknowledged.wait()
-        await asyncio.to_thread(forget_predecessors, identity)
-
-    def _describe(self) -> dict[str, Any]:
-        settings, identity, pool = self.settings, self.identity, self._pool
-        catalogue = pool.catalogue if pool is not None else None
-        return {
-            "replaces": list(identity.replaces) if identity else [],
-            "classes": {name: _schema_hash(item) for name, item in catalogue.classes.items()} if catalogue else {},
-            "secret": {name: item["secret"] for name, item in catalogue.classes.items() if item.get("secret")}
-            if catalogue
-            else {},
-            "not_loadable": sorted(catalogue.not_loadable) if catalogue else [],
-            "labels": dict(settings.labels),
-            "capacity": settings.capacity,
-            "web": settings.advertised_url,
-            "role": settings.role,
-            "version": __version__,
-            "formats": 1,
-            "settings_hash": settings.agreed_hash,
-            "cluster": settings.cluster,
-            "state": "up",
-        }
-
-    def _spawn(self, name: str, work: Coroutine[Any, Any, None]) -> None:
-        self._tasks.append(asyncio.create_task(self._guarded(name, work), name=name))
+    def _spawn(self, name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(self._guarded(name, work), name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: work.close())  # one that was cancelled before it began was never awaited
+        return task
 
     async def _guarded(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         try:
@@ -212,41 +160,37 @@ class Runtime:
     # -----------
 
     @property
+    def identity(self) -> Identity | None:
+        """Who this process is now; None before it is known."""
+        return self.skald.identity if self.skald is not None else None
+
+    @property
     def stop_most_s(self) -> float:
         """What the workers here may take to stop, in seconds."""
-        return self.supervisor.stop_most_s if self.supervisor is not None else 0.0
+        return self.skald.supervisor.stop_most_s if self.skald is not None else 0.0
 
     async def leave(self) -> None:
         """Stop the workers, then say that they are gone. The coordinator goes on meanwhile."""
-        if self.supervisor is not None:
-            await self.supervisor.close()
-        if self._reporter is not None:
-            await self._reporter.flush(FLUSH_S)
-        await self._cancel("heartbeat")
-        if self._heartbeat is not None:
-            await self._heartbeat.leave()
+        if self.skald is not None:
+            await self.skald.leave()
 
     async def close(self) -> None:
         """Stop the rest. Bounded in time."""
-        for task in self._tasks:
+        tasks = list(self._tasks)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self.journals.close()
-        for part in (self._pool, self._heartbeat, self._sender):
-            if part is not None:
-                with suppress(Exception):  # the edge of stopping: what can't be closed must not keep the rest open
-                    await asyncio.wait_for(part.stop(), STOP_S)
-
-    async def _cancel(self, name: str) -> None:
-        for task in self._tasks:
-            if task.get_name() == name:
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
+        if self.skald is not None:
+            await self.skald.stop()
+        with suppress(Exception):  # the edge of stopping: what can't be closed must not keep the rest open
+            async with asyncio.timeout(STOP_S):
+                await self._sender.stop()
 
     # -- what others read
 
     def _held(self) -> Sequence[str]:
-        return tuple(self.supervisor.held) if self.supervisor is not None else ()
+        return self.skald.held() if self.skald is not None else ()
 
     def readiness(self) -> Mapping[str, bool]:
         """What must be true for this node to do its work."""
@@ -254,8 +198,8 @@ class Runtime:
             "view_caught_up": self.view.is_caught_up,
             "journals_open": self.journals.all_open,
             "reading_inputs": self._reading(),
-            "heartbeat_acknowledged": self._heartbeat is not None and self._heartbeat.first_acknowledged.is_set(),
-            "workers_loaded": self._pool is not None,
+            "lease_valid": self.skald is not None and self.skald.lease.is_valid,
+            "workers_loaded": self.skald is not None and self.skald.catalogue is not None,
         }
 
     def banners(self) -> Sequence[str]:
@@ -267,6 +211,9 @@ class Runtime:
         ]
 
     def web_context(self) -> WebContext:
+        def catalogue() -> Catalogue:
+            return (self.skald.catalogue if self.skald is not None else None) or Catalogue({}, {})
+
         return WebContext(
             settings=self.settings,
             view=self.view,
@@ -274,8 +221,8 @@ class Runtime:
             incarnation=lambda: self.identity.incarnation if self.identity else "",
             readiness=self.readiness,
             metrics=self.metrics.render,
-            describe_class=lambda name: self._pool.catalogue.classes.get(name) if self._pool else None,
-            not_loadable=lambda: self._pool.catalogue.not_loadable if self._pool else {},
+            describe_class=lambda name: catalogue().classes.get(name),
+            not_loadable=lambda: catalogue().not_loadable,
             banners=self.banners,
         )
 
@@ -301,11 +248,3 @@ class _WaitNotice:
         if not self.said:
             self.said = True
             log.info("skald.waiting_for_former_process", lock=lock)
-
-
-def _schema_hash(described: Mapping[str, Any]) -> str:
-    import hashlib
-
-    import orjson
-
-    return hashlib.sha256(orjson.dumps(described.get("schema"), option=orjson.OPT_SORT_KEYS)).hexdigest()[:12]

@@ -8,6 +8,7 @@ chooses for itself.
 from __future__ import annotations
 
 import hashlib
+import math
 from functools import cached_property
 from ipaddress import ip_address
 from pathlib import Path
@@ -19,8 +20,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from skalds_streams.errors import ConfigError
 
 LEASE_MS = 20_000
-BEAT_MS = 2_000
-"""Time between an acknowledged heartbeat and the next."""
+BEATS_A_LEASE = 10
 
 Role = Literal["both", "coordinator", "skald"]
 
@@ -61,8 +61,14 @@ class Settings(BaseSettings):
     """Comma-separated modules whose worker classes this node runs. Imported by the zygote only."""
     labels: dict[str, str] = Field(default_factory=dict)
     capacity: int = Field(64, ge=0, le=10_000)
+    starts_at_once: int = Field(8, ge=1, le=1_000)
+    """How many workers of this node may be starting at a time; those of higher priority first."""
     data_dir: Path = Path(".skalds")
-    lease_ms: int = Field(LEASE_MS, ge=2 * BEAT_MS)
+    lease_ms: int = Field(LEASE_MS, ge=1_000, le=600_000)
+    """How long workers run on when heartbeats are not acknowledged any more. The same on every node: the time between
+    heartbeats, and when others count a silent node dead, follow from it."""
+    hold_ms: int = Field(15_000, ge=0, le=600_000)
+    """How long the tasks of a node that was stopped in order wait for its return."""
     web_bind: str = "127.0.0.1"
     web_port: int = Field(6066, ge=0, lt=65536)
     web_token: SecretStr = SecretStr("")
@@ -118,6 +124,16 @@ class Settings(BaseSettings):
     def advertised_url(self) -> str:
         return self.web_url or f"http://{self.web_bind}:{self.web_port}"
 
+    @property
+    def beat_ms(self) -> int:
+        """Time between an acknowledged heartbeat and the next."""
+        return self.lease_ms // BEATS_A_LEASE
+
+    @property
+    def hold_beats(self) -> int:
+        """Beats of another after which the tasks of a node that is expected back are free."""
+        return math.ceil(self.hold_ms / self.beat_ms) + 1
+
     @cached_property
     def secret_words(self) -> frozenset[str]:
         return frozenset(word.strip().lower() for word in self.secret_names.split(",") if word.strip())
@@ -125,8 +141,8 @@ class Settings(BaseSettings):
     @cached_property
     def agreed_hash(self) -> str:
         """Digest of the settings that all nodes of a cluster must share; travels in heartbeats."""
-        agreed = f"{self.app}|{self.cluster}|{self.topic_prefix}|{self.lease_ms}|{self.kafka_topic_partitions}"
-        return hashlib.sha256(agreed.encode()).hexdigest()[:12]
+        agreed = (self.app, self.cluster, self.topic_prefix, self.lease_ms, self.hold_ms, self.kafka_topic_partitions)
+        return hashlib.sha256("|".join(map(str, agreed)).encode()).hexdigest()[:12]
 
 
 def _is_loopback(host: str) -> bool:

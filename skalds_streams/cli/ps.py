@@ -124,7 +124,8 @@ async def _draw_for_ever(
             draw(picture(pick(table.rows.values(), chosen), table.members, cluster.words, now_ms()))
             await asyncio.sleep(PAUSE_S)
             try:
-                await asyncio.wait_for(changes.wait(), REDRAW_S)
+                async with asyncio.timeout(REDRAW_S):
+                    await changes.wait()
             except TimeoutError:
                 continue
 

@@ -231,7 +231,8 @@ class _Producer:
         producer, self._producer = self._producer, None
         if producer is not None:
             with suppress(ClientError, TimeoutError, OSError):
-                await asyncio.wait_for(producer.stop(), STOP_S)
+                async with asyncio.timeout(STOP_S):
+                    await producer.stop()
 
 
 async def carry_out(plan: Plan) -> dict[Spot, Sent | str]:

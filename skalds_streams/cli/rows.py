@@ -25,7 +25,7 @@ def holder_state(row: Row, members: Members) -> str | None:
     """What is known of the holder: up, silent, dead, unknown, or what it says of itself; None without a holder."""
     if row.holder is None:
         return None
-    if members.is_dead(row.holder.incarnation):
+    if members.is_dead(row.holder.incarnation, row.holder.seen):
         return "dead"
     member = members.get(row.holder.incarnation)
     if member is None:

@@ -45,7 +45,8 @@ class GroupQuestion:
             return partition in {tp.partition for tp in self._consumer().assignment()}
         while True:
             try:
-                await asyncio.wait_for(self._commit(offsets), ASK_TIMEOUT_S + ASK_AGAIN_S)
+                async with asyncio.timeout(ASK_TIMEOUT_S + ASK_AGAIN_S):
+                    await self._commit(offsets)
                 return True
             except (ClientError, ConsumerNotStarted, TimeoutError, OSError) as error:
                 # aiokafka says CommitFailedError, too, when a rebalance is only under way.
@@ -65,4 +66,5 @@ async def _commit_in_thread(thread: Any, offsets: dict[TopicPartition, int]) -> 
     """Bounded here, too: what is given up outside would go on here, and the thread has two hands for all that Faust
     asks of it.
     """
-    await asyncio.wait_for(thread._ensure_consumer().commit(offsets), ASK_TIMEOUT_S)
+    async with asyncio.timeout(ASK_TIMEOUT_S):
+        await thread._ensure_consumer().commit(offsets)

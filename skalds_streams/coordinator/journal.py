@@ -299,7 +299,6 @@ class Journal:
         """Wait for a delivery, LOOK_S at most, then take all that is there, up to the limit."""
         if not self._pending:
             with suppress(TimeoutError):
-                # Not wait_for: it forgets that it is cancelled when there is a delivery in the same moment.
                 async with asyncio.timeout(LOOK_S):
                     self._pending.append(await self._queue.get())
         while len(self._pending) < self._limit and not self._queue.empty():

@@ -270,7 +270,8 @@ async def _discard(producer: AIOKafkaProducer) -> None:
     sender and its connections live on. What this one still holds belongs to a transaction that is over.
     """
     try:
-        await asyncio.wait_for(producer.stop(), STOP_TIMEOUT_S)
+        async with asyncio.timeout(STOP_TIMEOUT_S):
+            await producer.stop()
     except (ClientError, OSError, TimeoutError):
         await _cut(producer)
     # How the last transaction and what was not sent of it ended, which nobody asks any more.
@@ -291,4 +292,5 @@ async def _cut(producer: AIOKafkaProducer) -> None:
         accumulator._pending_batches.update(queued)  # where the callback of one that was tried before looks for it
     accumulator.fail_all(ProducerClosed())
     with suppress(ClientError, OSError, TimeoutError):
-        await asyncio.wait_for(producer.client.close(), CUT_TIMEOUT_S)
+        async with asyncio.timeout(CUT_TIMEOUT_S):
+            await producer.client.close()

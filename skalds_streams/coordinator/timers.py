@@ -52,7 +52,7 @@ class DueTimer:
         """Look for ever. `is_ready`: heartbeats are read to their end, so that nobody is missed."""
         while True:
             with suppress(TimeoutError):
-                async with asyncio.timeout(PERIOD_S):  # wait_for forgets that it is cancelled when it is woken as well
+                async with asyncio.timeout(PERIOD_S):
                     await self._wake.wait()
             self._wake.clear()
             if not is_ready():

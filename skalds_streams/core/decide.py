@@ -322,6 +322,12 @@ def _failed(row: Row, event: events.Failed, context: Context) -> Row:
     return replace(_freed(row), status=step(row.status, Step.FREE), attempt=attempt, retry_at_ms=retry_at_ms)
 
 
+def _drain(row: Row, event: events.Drain, context: Context) -> Row | str:
+    if row.wanted is not Wanted.RUN or row.release is not None:
+        return "is to stop already"
+    return replace(row, release=Release.MOVE)
+
+
 _ON_REPORT: Mapping[type[events.Report], Callable[..., Row | str]] = {
     events.Running: _running,
     events.Applied: _applied,
@@ -330,6 +336,7 @@ _ON_REPORT: Mapping[type[events.Report], Callable[..., Row | str]] = {
     events.Finished: _finished,
     events.Failed: _failed,
     events.Lost: _lost,
+    events.Drain: _drain,
 }
 
 
@@ -363,5 +370,5 @@ def _place(row: Row, context: Context) -> tuple[Row, Choice | None]:
     if choice.skald_id is None or choice.incarnation is None:
         return replace(row, waiting=dict(choice.waiting)), None
     epoch = row.epoch + 1
-    holder = Holder(choice.skald_id, choice.incarnation, epoch)
+    holder = Holder(choice.skald_id, choice.incarnation, epoch, choice.members_offset)
     return replace(row, holder=holder, epoch=epoch, waiting=None, last_skald=choice.skald_id), choice

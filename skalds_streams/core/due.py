@@ -8,12 +8,12 @@ that record, not the clock, is the cause, and `decide` checks that it still fits
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from skalds_streams.core.membership import Members
 from skalds_streams.core.placement import Load, choose
-from skalds_streams.core.row import Row, Wanted
+from skalds_streams.core.row import Holder, Row, Wanted
 
 RETENTION_MS = 7 * 24 * 3600 * 1000
 
@@ -22,7 +22,7 @@ RETENTION_MS = 7 * 24 * 3600 * 1000
 class Due:
     """One thing that is due for one row, as it stood when it was looked at."""
 
-    kind: Literal["Lost", "Retry", "Deadline", "Expired"]
+    kind: Literal["Lost", "Drain", "Retry", "Deadline", "Expired"]
     task_id: str
     epoch: int
     incarnation: str
@@ -44,13 +44,25 @@ def find_due(
             at_ms = row.deadline_at_ms
             yield Due("Deadline", row.task_id, row.epoch, "", row.attempt, "deadline has passed", 0, at_ms)
         elif row.holder is not None:
-            if members.is_dead(row.holder.incarnation):
-                reason = f"{row.holder.skald_id}: {members.why_dead(row.holder.incarnation)}"
-                yield Due("Lost", row.task_id, row.holder.epoch, row.holder.incarnation, row.attempt, reason)
+            due = _of_a_holder(row, row.holder, members, load)
+            if due is not None:
+                yield due
         elif row.is_waiting:
             due = _retry(row, members, load, now_ms)
             if due is not None:
                 yield due
+
+
+def _of_a_holder(row: Row, holder: Holder, members: Members, load: Load) -> Due | None:
+    if members.is_dead(holder.incarnation, holder.seen):
+        reason = f"{holder.skald_id}: {members.why_dead(holder.incarnation)}"
+        return Due("Lost", row.task_id, holder.epoch, holder.incarnation, row.attempt, reason)
+    member = members.get(holder.incarnation)
+    if member is None or member.state != "draining" or row.release is not None or row.wanted is not Wanted.RUN:
+        return None
+    if row.recipient == holder.skald_id or choose(replace(row, holder=None), members, load).skald_id is None:
+        return None  # it runs on where it is rather than nowhere
+    return Due("Drain", row.task_id, holder.epoch, holder.incarnation, row.attempt, f"{holder.skald_id} is drained")
 
 
 def _retry(row: Row, members: Members, load: Load, now_ms: int) -> Due | None:

@@ -121,6 +121,11 @@ class Lost(Report):
 
 
 @dataclass(frozen=True, slots=True)
+class Drain(Report):
+    """The skald that holds the task is drained, and another can take it. Written by a coordinator."""
+
+
+@dataclass(frozen=True, slots=True)
 class Retry:
     """A waiting task may be placed now: its back-off is over, or membership changed. Written by a coordinator."""
 
@@ -159,6 +164,7 @@ Event = (
     | Finished
     | Failed
     | Lost
+    | Drain
     | Retry
     | Deadline
     | Expired

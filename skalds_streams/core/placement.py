@@ -55,6 +55,8 @@ def choose(row: Row, members: Members, load: Load) -> Choice:
     offset = members.offset
     if row.class_name is None:
         return Choice(waiting={"*": "no Task document: the class of this task is not known yet"}, members_offset=offset)
+    if row.last_skald is not None and members.is_reserved(row.last_skald) and row.recipient in (None, row.last_skald):
+        return Choice(waiting={row.last_skald: "is expected back"}, members_offset=offset)
     waiting: dict[str, str] = {}
     able: list[tuple[Member, int]] = []
     for member in members:

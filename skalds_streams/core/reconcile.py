@@ -11,14 +11,20 @@ from dataclasses import dataclass
 
 from skalds_streams.core.row import Row, Wanted
 
+NOT_HELD = "not held here"
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One worker here: its epoch, the version of the parameters sent to it, and whether it is being stopped."""
+    """One worker here: its epoch, the version of the parameters sent to it, and whether it is being stopped.
+
+    `kept_by`: the skald id, for one that runs on although the incarnation that began it has lost its lease.
+    """
 
     epoch: int
     version: int
     stopping: bool = False
+    kept_by: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +59,14 @@ class SayStopped:
     reason: str
 
 
-Action = Start | Push | Stop | SayStopped
+@dataclass(frozen=True, slots=True)
+class Adopt:
+    """A worker that ran on without a lease is ours again, under another epoch."""
+
+    row: Row
+
+
+Action = Adopt | Start | Push | Stop | SayStopped
 
 
 def reconcile_task(task_id: str, row: Row | None, run: Run | None, done_epoch: int, incarnation: str) -> Action | None:
@@ -63,6 +76,8 @@ def reconcile_task(task_id: str, row: Row | None, run: Run | None, done_epoch: i
     if run is not None:
         if run.stopping:
             return None
+        if run.kept_by is not None and row is not None and reason in (None, NOT_HELD):
+            return _kept(row, ours, run)
         if ours is None or reason is not None or ours.epoch != run.epoch:
             return Stop(task_id, run.epoch, reason or "another epoch")
         return Push(ours) if ours.attachments_version > run.version else None
@@ -84,11 +99,22 @@ def reconcile(
             yield action
 
 
+def _kept(row: Row, ours: Row | None, run: Run) -> Action | None:
+    """A worker that ran on: adopt it, or end it when another skald has the task. Else wait for the row to say."""
+    if ours is not None and ours.epoch > run.epoch:
+        return Adopt(ours)
+    if row.is_terminal or row.wanted is not Wanted.RUN:
+        return Stop(row.task_id, run.epoch, row.wanted.value)
+    if row.holder is not None and row.holder.skald_id != run.kept_by:
+        return Stop(row.task_id, run.epoch, f"held by {row.holder.skald_id}")
+    return None
+
+
 def _why_not(row: Row | None, ours: Row | None) -> str | None:
     if row is None:
         return "task is gone"
     if ours is None:
-        return "not held here"
+        return NOT_HELD
     if ours.wanted is not Wanted.RUN:
         return ours.wanted.value
     return ours.release.value if ours.release is not None else None

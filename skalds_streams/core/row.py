@@ -53,11 +53,14 @@ class Release(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """One run: which incarnation of which skald, under which epoch."""
+    """One run: which incarnation of which skald, under which epoch, placed when heartbeats up to offset `seen` were
+    known.
+    """
 
     skald_id: str
     incarnation: str
     epoch: int
+    seen: int = field(default=-1, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,9 +185,9 @@ def _quick(doc: Json) -> Row:
 
 
 @lru_cache(maxsize=10_000)
-def _holder(skald_id: str, incarnation: str, epoch: int) -> Holder:
+def _holder(skald_id: str, incarnation: str, epoch: int, seen: int = -1) -> Holder:
     """Many rows have the same one."""
-    return Holder(skald_id, incarnation, epoch)
+    return Holder(skald_id, incarnation, epoch, seen)
 
 
 def _cause(kind: str, topic: str, partition: int, offset: int, at_ms: int, reason: str | None = None) -> Cause:

@@ -330,6 +330,7 @@ _RUN_REPORTS: Mapping[str, Callable[..., events.Event]] = {
     "Finished": events.Finished,
     "Failed": events.Failed,
     "Lost": events.Lost,
+    "Drain": events.Drain,
 }
 
 

@@ -96,7 +96,8 @@ class RedisProjection:
                 await self._wait(next_beat - time.monotonic())
         finally:
             with suppress(Exception):  # the edge of stopping: a connection that can't be closed is the server's to drop
-                await asyncio.wait_for(redis.aclose(), CLOSE_S)
+                async with asyncio.timeout(CLOSE_S):
+                    await redis.aclose()
 
     def _client(self) -> Redis:
         settings = self._settings
@@ -138,7 +139,8 @@ class RedisProjection:
             where = f"{self._settings.redis_host}:{self._settings.redis_port}"
             log.warning("redis.gone", where=where, error=redact_text(f"{type(error).__name__}: {error}"))
         with suppress(Exception):  # a connection in an unknown state must not be used again; it may be broken already
-            await asyncio.wait_for(redis.connection_pool.disconnect(), CLOSE_S)
+            async with asyncio.timeout(CLOSE_S):
+                await redis.connection_pool.disconnect()
 
     def _find(self) -> None:
         self.up = True

@@ -19,7 +19,10 @@ from skalds_streams.skald.hosts import ExitInfo, Host, HostPool, RunSpec
 from skalds_streams.skald.reporter import Reporter
 
 LEAVING = "leaving"
-"""Stop reason of a skald that goes: nothing is reported, or the task would come back. Its heartbeat frees it."""
+LAPSED = "the lease has lapsed"
+SILENT = frozenset({LEAVING, LAPSED})
+"""Stop reasons of a whole skald: nothing is reported, or the task would come back. Its heartbeat frees it: the last one
+of this incarnation, or the first of the next."""
 
 log = structlog.get_logger(__name__)
 
@@ -35,8 +38,12 @@ class Actor:
         *,
         log_dir: Path,
         budgets: Callable[[str], tuple[float, float]],
+        on_begun: Callable[[], object] = lambda: None,
     ) -> None:
-        """budgets: class name → (seconds for the release handler, seconds between SIGTERM and SIGKILL)."""
+        """budgets: class name → (seconds for the release handler, seconds between SIGTERM and SIGKILL). on_begun: told
+        when the worker runs.
+        """
+        self._on_begun = on_begun
         self.task_id, self.epoch = row.task_id, row.epoch
         self._row, self._pool, self._reporter, self._budgets = row, pool, reporter, budgets
         self._log_path = log_dir / f"{_file_name(row.task_id)}.log"
@@ -45,10 +52,29 @@ class Actor:
         self._stop_reason: str | None = None
         self._stop_asked = asyncio.Event()
         self._ended: dict[str, Any] | None = None
+        self._kept_by: str | None = None
 
     @property
     def as_run(self) -> Run:
-        return Run(self.epoch, self._version, stopping=self._stop_reason is not None)
+        return Run(self.epoch, self._version, stopping=self._stop_reason is not None, kept_by=self._kept_by)
+
+    @property
+    def keeps(self) -> bool:
+        """Whether it runs on without a lease."""
+        return self._pool.keeps(self._row.class_name or "")
+
+    def keep(self, skald_id: str) -> None:
+        """Its incarnation has lost its lease; it runs on."""
+        self._kept_by = skald_id
+
+    async def adopt(self, row: Row) -> None:
+        """The run belongs to a row again, under the row's epoch."""
+        self._kept_by, self.epoch = None, row.epoch
+        if self._host is not None:
+            self._host.take_epoch(row.epoch)
+        self._reporter.say("Running", self.task_id, self.epoch, version=self._version)
+        if row.attachments_version > self._version:
+            await self.push(row)
 
     @property
     def weight(self) -> int:
@@ -119,6 +145,8 @@ class Actor:
         if self._host is None:
             self._say_end(None)
             return
+        if self.epoch != spec.epoch:
+            self._host.take_epoch(self.epoch)
         if self._version != started_with:
             await self._send(self._host)
         self._say_end(await self._until_ended(self._host))
@@ -150,6 +178,7 @@ class Actor:
     def _on_event(self, event: dict[str, Any]) -> None:
         kind = event.get("op")
         if kind == "running":
+            self._on_begun()
             self._reporter.say("Running", self.task_id, self.epoch, version=event["version"])
         elif kind == "applied":
             self._reporter.say("Applied", self.task_id, self.epoch, version=event["version"])
@@ -169,7 +198,7 @@ class Actor:
         elif event.get("op") == "failed":
             error, retryable = event.get("error"), bool(event.get("retryable", True))
             self._reporter.say("Failed", self.task_id, self.epoch, error=error, retryable=retryable)
-        elif self._stop_reason == LEAVING:
+        elif self._stop_reason in SILENT:
             log.debug("actor.left", task=self.task_id, epoch=self.epoch)
         elif self._stop_reason is not None:
             steps = list(self._host.steps) if self._host is not None else []

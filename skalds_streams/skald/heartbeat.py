@@ -1,4 +1,4 @@
-"""Sends this skald's heartbeats: the next one BEAT_MS after the last was acknowledged, never sooner, by a producer of
+"""Sends this skald's heartbeats: the next one `beat_ms` after the last was acknowledged, never sooner, by a producer of
 its own.
 
 The whole document goes out on change and every FULL_EVERY_MS, a short one otherwise. A beat whose fate is unknown is
@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from time import monotonic
 from typing import Any
 
 import orjson
@@ -19,12 +18,12 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError as ClientError
 
 from skalds_streams.proxy.client import check_alive
-from skalds_streams.settings import BEAT_MS
+from skalds_streams.skald.lease import Lease, boottime_ms
 from skalds_streams.topics import Topics
 
 FULL_EVERY_MS = 30_000
-REQUEST_TIMEOUT_MS = 3_000
-AGAIN_S = 0.5
+REQUEST_TIMEOUT_BEATS = 1.5
+AGAIN_BEATS = 0.25
 
 log = structlog.get_logger(__name__)
 
@@ -39,22 +38,22 @@ class Heartbeat:
         *,
         skald_id: str,
         incarnation: str,
+        lease: Lease,
+        beat_ms: int,
         describe: Callable[[], dict[str, Any]],
         running: Callable[[], int],
         seen: Callable[[], int],
     ) -> None:
         """describe: the long-lived part of the document; running: units of capacity in use; seen: last beat read."""
         self._topics = topics
-        self._client = {**client, "request_timeout_ms": REQUEST_TIMEOUT_MS}
-        self._skald_id, self._incarnation = skald_id, incarnation
+        self._client = {**client, "request_timeout_ms": int(REQUEST_TIMEOUT_BEATS * beat_ms)}
+        self._skald_id, self._incarnation, self._lease, self._beat_ms = skald_id, incarnation, lease, beat_ms
         self._describe, self._running, self._seen = describe, running, seen
         self._producer: AIOKafkaProducer | None = None
         self._n = 0
         self._told: dict[str, Any] | None = None
-        self._told_at = 0.0
+        self._told_at_ms = 0
         self.first_acknowledged = asyncio.Event()
-        self.last_acknowledged_at = 0.0
-        """Monotonic time, in seconds, at which the last acknowledged beat was sent."""
 
     async def start(self) -> None:
         self._producer = AIOKafkaProducer(**self._client, acks="all", linger_ms=0)
@@ -77,17 +76,23 @@ class Heartbeat:
                 failing = True
                 if self._producer is not None:
                     check_alive(self._producer)
-                await asyncio.sleep(AGAIN_S)
+                await asyncio.sleep(AGAIN_BEATS * self._beat_ms / 1000)
                 continue
-            await asyncio.sleep(BEAT_MS / 1000)
+            await asyncio.sleep(self._beat_ms / 1000)
 
-    async def leave(self, timeout_s: float = 3.0) -> None:
-        """Say `leaving`: sent after the last host was reaped, so this incarnation is dead at once.
+    def begin_anew(self, incarnation: str) -> None:
+        """Beat for a new incarnation from now on. Only while `run` does not run."""
+        self._incarnation, self._n, self._told = incarnation, 0, None
+        self.first_acknowledged.clear()
+
+    async def leave(self, state: str, timeout_s: float = 3.0) -> None:
+        """Say `leaving` or `holding`: sent after the last host was reaped, so this incarnation is dead at once.
 
         Given up after `timeout_s`.
         """
         with suppress(ClientError, OSError, TimeoutError):
-            await asyncio.wait_for(self._beat({**self._describe(), "state": "leaving"}), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._beat({**self._describe(), "state": state})
 
     async def _beat(self, described: dict[str, Any]) -> None:
         if self._producer is None:
@@ -100,15 +105,15 @@ class Heartbeat:
             "seen": self._seen(),
             "running": self._running(),
         }
-        now = monotonic()
-        full = described != self._told or (now - self._told_at) * 1000 >= FULL_EVERY_MS
+        now_ms = boottime_ms()
+        full = described != self._told or now_ms - self._told_at_ms >= FULL_EVERY_MS
         if full:
             doc |= described
         await self._producer.send_and_wait(
             self._topics.heartbeat, orjson.dumps(doc), key=self._skald_id.encode(), partition=0
         )
         self._n += 1
-        self.last_acknowledged_at = now
+        self._lease.renew(now_ms)
         self.first_acknowledged.set()
         if full:
-            self._told, self._told_at = described, now
+            self._told, self._told_at_ms = described, now_ms

@@ -15,9 +15,12 @@ import os
 import signal
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from skalds_streams.errors import HostError
+from skalds_streams.skald.lease import boottime_ms
 from skalds_streams.worker.channel import Channel
 from skalds_streams.worker.frames import Frame
 from skalds_streams.worker.kernel import group_is_empty, kill_group
@@ -27,6 +30,7 @@ STATUS_WAIT_S = 2.0
 """How long the zygote's word on the exit status is waited for."""
 GROUP_POLL_S = 0.002
 GROUP_POLL_MAX_S = 0.1
+RAN_OUT = "its lease ran out: it held the GIL, or was stopped, for longer than a lease"
 LAST_FRAMES = frozenset({"finished", "stopped", "failed"})
 
 OnEvent = Callable[[Frame], None]
@@ -89,6 +93,9 @@ class Host:
         self.steps: list[str] = []
         """What had to be done to make it end, in order: "SIGTERM after 5 s" …"""
         self.started = False
+        self.is_leased = False
+        self.leased_until_ms = 0
+        """The lease that the host has taken in, in ms of CLOCK_BOOTTIME."""
         self._pidfd = pidfd
         self._log = log.bind(host_pid=pid)
         self._on_ended = on_ended
@@ -106,14 +113,30 @@ class Host:
         """The process and its whole group are gone."""
         return self._ended.done()
 
-    def begin(self, spec: RunSpec, on_event: OnEvent) -> bool:
-        """Send the run. False when this spare has died, having run nothing. Raises HostError for a frame too large."""
+    def begin(self, spec: RunSpec, on_event: OnEvent, lease_until_ms: int | None = None) -> bool:
+        """Send the run. The kernel ends it at `lease_until_ms` of CLOCK_BOOTTIME, or never.
+
+        False when this spare has died, having run nothing. Raises HostError for a frame too large.
+        """
         self._on_event = on_event
         doomed = self._task is not None or self._status.done()
-        self.started = not doomed and self._channel.send(spec.frame())
+        self.is_leased, self.leased_until_ms = lease_until_ms is not None, lease_until_ms or 0
+        self.started = not doomed and self._channel.send({**spec.frame(), "lease_until_ms": lease_until_ms})
         if self.started:
             self._log = self._log.bind(task_id=spec.task_id, epoch=spec.epoch)
         return self.started
+
+    def renew(self, until_ms: int) -> None:
+        """Let it live until then. A host that takes nothing in ends by its lease."""
+        if self.is_leased:
+            with suppress(HostError):
+                self._channel.send({"op": "lease", "until_ms": until_ms})
+
+    def take_epoch(self, epoch: int) -> None:
+        """The run goes on under another epoch."""
+        self._log = self._log.bind(epoch=epoch)
+        with suppress(HostError):
+            self._channel.send({"op": "epoch", "epoch": epoch})
 
     async def update(self, version: int, attachments: dict[str, Any] | None) -> None:
         """Hand new parameters over; "applied" or "refused" follows as an event, or the host's end.
@@ -162,6 +185,9 @@ class Host:
         kill_group(self.pid, signum)
 
     def _on_frame(self, frame: Frame) -> None:
+        if frame.get("op") == "leased":
+            self.leased_until_ms = frame["until_ms"]
+            return
         if frame.get("op") in LAST_FRAMES and self._linger is None:
             self._linger = self._loop.call_later(LINGER_S, self._kill_lingering)
         if self._on_event is None:
@@ -188,7 +214,11 @@ class Host:
     async def _finish(self) -> None:
         await asyncio.wait({self._status}, timeout=STATUS_WAIT_S)
         await self._empty_group()
-        self._close(ExitInfo.of(self._status.result() if self._status.done() else None))
+        info = ExitInfo.of(self._status.result() if self._status.done() else None)
+        ran_out = self.is_leased and boottime_ms() >= self.leased_until_ms
+        if ran_out and not self.steps and info.status == signal.SIGKILL:
+            info = ExitInfo(info.status, RAN_OUT)
+        self._close(info)
 
     async def _empty_group(self) -> None:
         pause_s = GROUP_POLL_S

@@ -148,6 +148,7 @@ class HostPool:
         self._idle: deque[Host] = deque()
         self._hosts: dict[str, Host] = {}
         self._stopping = False
+        self._lease_until_ms: int | None = None
 
     @property
     def catalogue(self) -> Catalogue:
@@ -174,6 +175,19 @@ class HostPool:
         await self._launch()
         return self.catalogue
 
+    def renew(self, until_ms: int) -> None:
+        """Let the hosts live until then, in ms of CLOCK_BOOTTIME. Before the first time, and for classes that keep
+        running, there is no lease.
+        """
+        self._lease_until_ms = until_ms
+        for host in self._hosts.values():
+            if host.started:
+                host.renew(until_ms)
+
+    def keeps(self, class_name: str) -> bool:
+        """Whether workers of this class run on when the lease has lapsed."""
+        return self.catalogue.classes.get(class_name, {}).get("on_disconnect") == "keep"
+
     async def run(self, spec: RunSpec, on_event: OnEvent) -> Host:
         """Give the task to a host. Raises HostError for an unknown class, or when no host comes in TAKE_TIMEOUT_S."""
         if spec.class_name not in self.catalogue.classes:
@@ -181,7 +195,7 @@ class HostPool:
         for _ in range(RUN_TRIES):
             host = await self._take()
             try:
-                begun = host.begin(spec, on_event)
+                begun = host.begin(spec, on_event, None if self.keeps(spec.class_name) else self._lease_until_ms)
             except HostError:
                 self._idle.append(host)
                 raise

@@ -14,7 +14,7 @@ import fcntl
 import os
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,6 +105,14 @@ def _try(path: Path, skald_id: str) -> Identity | None:
     return identity
 
 
+def renewed(identity: Identity) -> Identity:
+    """The next incarnation of a process whose lease has lapsed, and whose workers are all gone."""
+    replaces = _bounded((*identity.replaces, identity.incarnation))
+    successor = Identity(identity.skald_id, secrets.token_hex(8), identity.lock_fd, replaces)
+    _write(successor, replaces)
+    return successor
+
+
 def forget_predecessors(identity: Identity) -> None:
     """The log has a heartbeat of ours, which names them: a successor need not."""
     _write(identity, ())
@@ -113,7 +121,10 @@ def forget_predecessors(identity: Identity) -> None:
 def _predecessors(former: dict[str, Any], skald_id: str) -> tuple[str, ...]:
     if former.get("machine_id") != machine_id() or former.get("skald_id") != skald_id:
         return ()
-    names = [*former.get("replaces", ()), former["incarnation"]]
+    return _bounded((*former.get("replaces", ()), former["incarnation"]))
+
+
+def _bounded(names: Sequence[str]) -> tuple[str, ...]:
     return (*names[:1], *names[1:][1 - PREDECESSORS_MOST :])
 
 

@@ -31,6 +31,10 @@ class Reporter:
         self._idle = asyncio.Event()
         self._idle.set()
 
+    def begin_anew(self, incarnation: str) -> None:
+        """What is said from now on is said by this incarnation."""
+        self._incarnation = incarnation
+
     def say(self, kind: str, task_id: str, epoch: int, **more: Any) -> None:
         """Queue a report. `more`: version, error, retryable, steps, reason."""
         doc = {
@@ -67,7 +71,8 @@ class Reporter:
     async def flush(self, timeout_s: float) -> bool:
         """Wait until everything said is with the broker. False after `timeout_s`."""
         try:
-            await asyncio.wait_for(self._idle.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
         except TimeoutError:
             return False
         return True

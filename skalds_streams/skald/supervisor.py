@@ -7,19 +7,22 @@ counts; an epoch that ended here never starts again; a crash of one worker touch
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from heapq import heappop, heappush
 from pathlib import Path
 
 import structlog
 
-from skalds_streams.core.reconcile import Action, Push, SayStopped, Start, Stop, reconcile_task
-from skalds_streams.skald.actor import LEAVING, Actor
+from skalds_streams.core.reconcile import Action, Adopt, Push, SayStopped, Start, Stop, reconcile_task
+from skalds_streams.skald.actor import LAPSED, LEAVING, Actor
 from skalds_streams.skald.hosts import HostPool
+from skalds_streams.skald.lease import Lease
 from skalds_streams.skald.reporter import Reporter
 from skalds_streams.view.cluster import ClusterView
 
 RECONCILE_S = 5.0
+STARTS_AT_ONCE = 8
 
 log = structlog.get_logger(__name__)
 
@@ -28,13 +31,29 @@ class Supervisor:
     """See the module."""
 
     def __init__(
-        self, view: ClusterView, pool: HostPool, reporter: Reporter, *, incarnation: str, log_dir: Path
+        self,
+        view: ClusterView,
+        pool: HostPool,
+        reporter: Reporter,
+        lease: Lease,
+        *,
+        skald_id: str,
+        incarnation: str,
+        log_dir: Path,
+        starts_at_once: int = STARTS_AT_ONCE,
     ) -> None:
+        self._starts_at_once = starts_at_once
+        self._lease = lease
         self._view, self._pool, self._reporter = view, pool, reporter
-        self._incarnation, self._log_dir = incarnation, log_dir
+        self._skald_id, self._incarnation, self._log_dir = skald_id, incarnation, log_dir
         self._actors: dict[str, Actor] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._done: dict[str, int] = {}
+        self._starting: set[str] = set()
+        self._queue: list[tuple[int, str]] = []
+        """Starts that wait for others to be over: (-priority, task id), a heap."""
+        self._queued: set[str] = set()
+        self._nudge: Callable[[], object] = lambda: None
         self._closing = False
 
     @property
@@ -57,14 +76,20 @@ class Supervisor:
         now = asyncio.get_running_loop().time
         next_whole_at = now() + RECONCILE_S
         with self._view.subscribe() as changes:
+            self._nudge = changes.note_members
             while True:
                 tasks: Iterable[str] = ()
                 with suppress(TimeoutError):
-                    tasks, _ = await asyncio.wait_for(changes.wait(), max(next_whole_at - now(), 0.0))
+                    async with asyncio.timeout_at(next_whole_at):
+                        tasks, _ = await changes.wait()
                 if now() >= next_whole_at:  # also when something changes all the time: every heartbeat is a change
                     tasks = {*tasks, *self._everything()}
                     next_whole_at = now() + RECONCILE_S
                 for task_id in sorted(tasks):
+                    await self.look_at(task_id)
+                while self._queue and len(self._starting) < self._starts_at_once:
+                    task_id = heappop(self._queue)[1]
+                    self._queued.discard(task_id)
                     await self.look_at(task_id)
 
     def _everything(self) -> set[str]:
@@ -82,12 +107,15 @@ class Supervisor:
             self._done.get(task_id, 0),
             self._incarnation,
         )
-        if action is not None and not self._closing:
-            await self._do(action)
+        if action is None or self._closing or (isinstance(action, Start) and not self._lease.is_valid):
+            return
+        await self._do(action)
 
     async def _do(self, action: Action) -> None:
         if isinstance(action, Start):
             self._start(action)
+        elif isinstance(action, Adopt):
+            await self._actors[action.row.task_id].adopt(action.row)
         elif isinstance(action, Push):
             await self._actors[action.row.task_id].push(action.row)
         elif isinstance(action, Stop):
@@ -98,9 +126,28 @@ class Supervisor:
 
     def _start(self, action: Start) -> None:
         row = action.row
-        actor = Actor(row, self._pool, self._reporter, log_dir=self._log_dir, budgets=self._budgets)
+        if len(self._starting) >= self._starts_at_once:
+            if row.task_id not in self._queued:
+                self._queued.add(row.task_id)
+                heappush(self._queue, (-row.priority, row.task_id))
+            return
+        actor = Actor(
+            row,
+            self._pool,
+            self._reporter,
+            log_dir=self._log_dir,
+            budgets=self._budgets,
+            on_begun=lambda: self._begun(row.task_id),
+        )
+        self._starting.add(row.task_id)
         self._actors[row.task_id] = actor
         self._tasks[row.task_id] = asyncio.create_task(self._live(actor), name=f"actor-{row.task_id}")
+
+    def _begun(self, task_id: str) -> None:
+        """A start is over, well or badly: the next one may begin."""
+        self._starting.discard(task_id)
+        if self._queue:
+            self._nudge()
 
     async def _live(self, actor: Actor) -> None:
         try:
@@ -111,6 +158,7 @@ class Supervisor:
             log.exception("actor.failed", task=actor.task_id, epoch=actor.epoch)
             fault = {"type": type(error).__name__, "message": str(error), "traceback": []}
             self._reporter.say("Failed", actor.task_id, actor.epoch, error=fault, retryable=True)
+        self._begun(actor.task_id)
         self._done[actor.task_id] = actor.epoch
         self._actors.pop(actor.task_id, None)
         self._tasks.pop(actor.task_id, None)
@@ -124,8 +172,24 @@ class Supervisor:
     async def close(self) -> None:
         """Stop every worker, all at once, and wait for their hosts to be reaped. Starts nothing from now on."""
         self._closing = True
-        for actor in list(self._actors.values()):
-            actor.stop(LEAVING)
-        tasks = list(self._tasks.values())
+        await self._stop_all(LEAVING, list(self._actors.values()))
+
+    async def lapse(self) -> None:
+        """The lease is over: stop the workers, and wait for their hosts to be reaped. Nothing starts without a lease.
+        Workers of classes that keep running do.
+        """
+        for actor in self._actors.values():
+            if actor.keeps:
+                actor.keep(self._skald_id)
+        await self._stop_all(LAPSED, [actor for actor in self._actors.values() if not actor.keeps])
+
+    def begin_anew(self, incarnation: str) -> None:
+        """Compare with what the rows give to this incarnation from now on."""
+        self._incarnation = incarnation
+
+    async def _stop_all(self, reason: str, actors: Sequence[Actor]) -> None:
+        tasks = [self._tasks[actor.task_id] for actor in actors]
+        for actor in actors:
+            actor.stop(reason)
         if tasks:
             await asyncio.wait(tasks)

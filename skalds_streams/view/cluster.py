@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 import structlog
 
-from skalds_streams.core.membership import Members
+from skalds_streams.core.membership import HOLD_BEATS, Members
 from skalds_streams.core.row import Row
 from skalds_streams.errors import SkaldsError
 from skalds_streams.model.changelog import ChangelogState
@@ -55,11 +55,12 @@ class Changes:
 class ClusterView:
     """See the module. `run` reads for ever."""
 
-    def __init__(self, topics: Topics, client: Mapping[str, Any]) -> None:
+    def __init__(self, topics: Topics, client: Mapping[str, Any], hold_beats: int = HOLD_BEATS) -> None:
+        """hold_beats: see `core.membership`."""
         self._state = ChangelogState()
         self._held: dict[str, tuple[str, int]] = {}
         self._load: Counter[str] = Counter()
-        self.members = Members()
+        self.members = Members(hold_beats)
         self._subscribers: set[Changes] = set()
         self._on_row: list[Callable[[str], object]] = []
         self._on_members: list[Callable[[], object]] = []

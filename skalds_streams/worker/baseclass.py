@@ -54,6 +54,9 @@ class BaseTaskWorker(ABC, Generic[ModelT]):
     """Time that a stop leaves to main and the release handler, in seconds. Then SIGTERM follows."""
     terminate_s: float = 2.0
     """Time between that SIGTERM and SIGKILL of everything the worker started, in seconds."""
+    on_disconnect: str = "stop"
+    """What becomes of it when its node can't reach Kafka for a lease. "stop": it ends, so that another node can run it
+    and it never runs twice. "keep": it runs on, and may run twice until the node is back."""
 
     task_id: str
     task_type: str

@@ -4,6 +4,8 @@ its last frame.
 The main thread runs user code; an I/O thread reads the socket; updates have a thread of their own. Rules:
 
 - The end of the stream means that the skald is gone: the process group is killed at once.
+- A kernel timer ends the process when the lease is not renewed. The I/O thread arms it anew, so that a worker which
+  holds the GIL for a lease ends, too.
 - Nothing is sent after the last frame, and no frame is ever cut by a stop.
 - The process ends by `os._exit`: threads that user code left behind do not keep it. What they started dies with the
   process group.
@@ -47,12 +49,14 @@ class Host:
         self._closed = False
         self._stopper = Stopper()
         self._run: Run | None = None
+        self._timer: kernel.KillTimer | None = None
 
     def serve(self, registry: Registry) -> None:
         """Wait for the run, run it, say how it ended."""
         frame = self._first_frame()
         if frame is None:
             return
+        self._renew(frame.get("lease_until_ms"))
         self._stopper.install()
         self._wakeup = self._stopper.open_wakeup()
         os.register_at_fork(after_in_child=self._detach)
@@ -79,6 +83,13 @@ class Host:
             except OSError:
                 die()
 
+    def _renew(self, until_ms: int | None) -> None:
+        """Live until then, in ms of CLOCK_BOOTTIME; None: without a lease."""
+        if until_ms is None:
+            return
+        self._timer = self._timer or kernel.KillTimer()
+        self._timer.arm(until_ms)
+
     def _first_frame(self) -> Frame | None:
         """The run frame; None when the spare is not needed any more."""
         received = recv_frame(self._sock)
@@ -98,6 +109,11 @@ class Host:
                     self._run.update(frame)
                 elif frame["op"] == "stop":
                     self._stopper.request()
+                elif frame["op"] == "lease":
+                    self._renew(frame["until_ms"])
+                    self.send({"op": "leased", "until_ms": frame["until_ms"]})
+                elif frame["op"] == "epoch":
+                    self._run.take_epoch(frame["epoch"])
         finally:
             die()
 

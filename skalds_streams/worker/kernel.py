@@ -1,10 +1,13 @@
-"""What is asked of the Linux kernel about processes: death signals, names, process groups. Thin calls without state."""
+"""What is asked of the Linux kernel about processes: death signals, names, process groups, a timer that kills. Thin
+calls.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import signal
+import time
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
@@ -34,6 +37,51 @@ def _prctl(option: int, argument: int | ctypes.c_char_p) -> None:
     if libc.prctl(option, value, zero, zero, zero) != 0:
         number = ctypes.get_errno()
         raise OSError(number, f"prctl({option}): {os.strerror(number)}")
+
+
+class _Event(ctypes.Structure):
+    """struct sigevent."""
+
+    _fields_ = (
+        ("value", ctypes.c_void_p),
+        ("signo", ctypes.c_int),
+        ("notify", ctypes.c_int),
+        ("pad", ctypes.c_char * 48),
+    )
+
+
+class _Times(ctypes.Structure):
+    """struct itimerspec."""
+
+    _fields_ = tuple((name, ctypes.c_long) for name in ("interval_s", "interval_ns", "value_s", "value_ns"))
+
+
+class KillTimer:
+    """Ends this process with SIGKILL at a moment of CLOCK_BOOTTIME, whatever it is doing then: stopped, holding the
+    GIL, or asleep with its machine. A fork does not inherit it.
+
+    Where the kernel has no such timer, an interval timer (SIGALRM) stands in, which the first two of these delay.
+    """
+
+    _SIGNAL, _ABSOLUTE = 0, 1
+
+    def __init__(self) -> None:
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        self._timer = ctypes.c_void_p()
+        event = _Event(signo=signal.SIGKILL, notify=self._SIGNAL)
+        create = getattr(self._libc, "timer_create", None)
+        self.is_exact = (
+            create is not None and create(time.CLOCK_BOOTTIME, ctypes.byref(event), ctypes.byref(self._timer)) == 0
+        )
+
+    def arm(self, until_ms: int) -> None:
+        """Kill at this time, in ms of CLOCK_BOOTTIME, instead of any earlier said; at once when it has passed."""
+        if self.is_exact:
+            times = _Times(0, 0, until_ms // 1000, until_ms % 1000 * 1_000_000)
+            if self._libc.timer_settime(self._timer, self._ABSOLUTE, ctypes.byref(times), None) == 0:
+                return
+        left_s = until_ms / 1000 - time.clock_gettime(time.CLOCK_BOOTTIME)
+        signal.setitimer(signal.ITIMER_REAL, max(left_s, 0.000_001))
 
 
 def kill_group(pgid: int, signum: int = signal.SIGKILL) -> bool:

@@ -41,6 +41,7 @@ class WorkerClass:
     release_s: float
     terminate_s: float
     isolation: str = "process"
+    on_disconnect: str = "stop"
     secret: tuple[str, ...] = ()
     """Paths of the secret parameters (`secret_fields`)."""
 
@@ -52,6 +53,7 @@ class WorkerClass:
             "aliases": self.aliases,
             "secret": list(self.secret),
             "isolation": self.isolation,
+            "on_disconnect": self.on_disconnect,
             "release_s": self.release_s,
             "terminate_s": self.terminate_s,
         }
@@ -155,8 +157,16 @@ def _check(worker_type: WorkerType) -> WorkerClass:
         aliases=aliases_of(model),
         release_s=_budget(worker_type, "release_s"),
         terminate_s=_budget(worker_type, "terminate_s"),
+        on_disconnect=_on_disconnect(worker_type),
         secret=tuple(secret_paths(model)),
     )
+
+
+def _on_disconnect(worker_type: WorkerType) -> str:
+    value = worker_type.on_disconnect
+    if value not in ("stop", "keep"):
+        raise _NotLoadable(f'{worker_type.__name__}.on_disconnect is {value!r}: it must be "stop" or "keep"')
+    return str(value)
 
 
 def _budget(worker_type: WorkerType, name: str) -> float:

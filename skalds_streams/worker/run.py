@@ -72,6 +72,12 @@ class Run:
         """Take new parameters; answered by "applied" or "refused" once main has begun."""
         self._enqueue(frame)
 
+    def take_epoch(self, epoch: int) -> None:
+        """The run goes on under another epoch, which is the worker's fencing token from now on."""
+        self._frame["epoch"] = epoch
+        if self._worker is not None:
+            self._worker.epoch = epoch
+
     def _enqueue(self, frame: Frame | None) -> None:
         while True:
             try:

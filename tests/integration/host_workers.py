@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import signal
 import subprocess
@@ -54,6 +55,20 @@ class Loop(Base):
     def release(self) -> None:
         if self.params.file:
             self.sign("released")
+
+
+class Keeper(Loop):
+    """Runs on without a lease."""
+
+    on_disconnect = "keep"
+
+
+class HoldsTheGil(Base):
+    """C code that never lets another thread of this process run."""
+
+    @run_main_handler
+    def hold(self) -> None:
+        ctypes.PyDLL(None).sleep(60)
 
 
 class AsyncLoop(Base):

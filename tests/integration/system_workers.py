@@ -39,6 +39,12 @@ class Idle(BaseTaskWorker[IdleParams]):
                 file.write(line + "\n")
 
 
+class Keeper(Idle):
+    """Runs on without a lease."""
+
+    on_disconnect = "keep"
+
+
 class OneShotParams(BaseModel):
     pass
 

@@ -18,13 +18,16 @@ import pytest
 
 from skalds_streams.errors import HostError
 from skalds_streams.skald import host as host_module
+from skalds_streams.skald.host import RAN_OUT
 from skalds_streams.skald.hosts import ExitInfo, Host, HostPool, RunSpec
+from skalds_streams.skald.lease import boottime_ms
 from skalds_streams.worker.kernel import group_is_empty
 
 pytestmark = [pytest.mark.integration, pytest.mark.anyio]
 
 MODULE = "tests.integration.host_workers"
 WAIT_S = 20.0
+LEASE_MS = 1_000
 
 
 class Events:
@@ -384,7 +387,8 @@ async def other_skald(class_name: str, file: Path) -> AsyncIterator[tuple[asynci
     """A pool in a process of its own, with one worker; its pid first, then those of zygote, worker and two spares."""
     script = f"""
         import asyncio, sys
-        from skalds_streams.skald.hosts import HostPool, RunSpec
+        from skalds_streams.skald.host import RAN_OUT
+from skalds_streams.skald.hosts import HostPool, RunSpec
 
         async def main():
             pool = HostPool(modules=["{MODULE}"])
@@ -524,3 +528,71 @@ async def test_the_examples_run(tmp_path: Path) -> None:
     assert "INFO t1@3 worker.Counter: counted to the end: 3" in written
     assert "fps 100 -> 120" in written
     assert "s3cret" not in written
+
+
+# The lease
+
+
+async def renewing(pool: HostPool, lease_ms: int) -> None:
+    """What a skald with a valid lease does."""
+    while True:
+        pool.renew(boottime_ms() + lease_ms)
+        await asyncio.sleep(lease_ms / 10_000)
+
+
+@asynccontextmanager
+async def leased(lease_ms: int = LEASE_MS) -> AsyncIterator[tuple[HostPool, asyncio.Task[None]]]:
+    async with started() as pool:
+        pool.renew(boottime_ms() + lease_ms)
+        task = asyncio.create_task(renewing(pool, lease_ms))
+        try:
+            yield pool, task
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_worker_lives_as_long_as_its_lease_is_renewed(tmp_path: Path) -> None:
+    async with leased() as (pool, renewals):
+        host, _ = await begin(pool, "Loop", tmp_path)
+        begun_ms = boottime_ms()
+        await until(lambda: boottime_ms() > begun_ms + 2 * LEASE_MS, "two leases have passed")
+        assert not host.ended
+        renewals.cancel()
+        last_ms = boottime_ms()
+        assert (await ended(host)).status == signal.SIGKILL
+        assert boottime_ms() < last_ms + 2 * LEASE_MS
+
+
+async def test_a_worker_that_is_stopped_for_longer_than_its_lease_never_wakes_up(tmp_path: Path) -> None:
+    async with leased() as (pool, _):
+        host, events = await begin(pool, "Loop", tmp_path)
+        await events.wait("running")
+        os.kill(host.pid, signal.SIGSTOP)
+        info = await ended(host)
+        assert (info.status, info.reason) == (signal.SIGKILL, RAN_OUT)
+
+
+async def test_a_worker_that_holds_the_gil_for_longer_than_its_lease_ends(tmp_path: Path) -> None:
+    async with leased() as (pool, _):
+        host, _ = await begin(pool, "HoldsTheGil", tmp_path)
+        info = await ended(host)
+        assert (info.status, info.reason) == (signal.SIGKILL, RAN_OUT)
+
+
+async def test_a_class_that_keeps_running_has_no_lease(tmp_path: Path) -> None:
+    async with leased() as (pool, renewals):
+        kept, _ = await begin(pool, "Keeper", tmp_path)
+        other, _ = await begin(pool, "Loop", tmp_path)
+        renewals.cancel()
+        await ended(other)
+        assert not kept.ended
+        await stop(kept)
+
+
+async def test_a_run_that_begins_after_its_lease_runs_nothing(tmp_path: Path) -> None:
+    async with started() as pool:
+        pool.renew(boottime_ms() - 1)
+        host, events = await begin(pool, "Loop", tmp_path)
+        assert (await ended(host)).status == signal.SIGKILL
+        assert events.ops == []

@@ -148,7 +148,7 @@ def _host_pid(parent: int) -> int:
 
 
 async def test_two_skalds_share_the_work_and_one_that_leaves_hands_it_over(system: System) -> None:
-    first, second = system.node("a"), system.node("b")
+    first, second = (system.node(name, SKALDS_HOLD_MS="0") for name in ("a", "b"))
     first.start()
     second.start()
     await first.ready()

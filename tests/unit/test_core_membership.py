@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from skalds_streams.core.due import find_due
-from skalds_streams.core.membership import SILENT_BEATS, Members
+from skalds_streams.core.membership import DEATH_BEATS, SILENT_BEATS, Members
 from skalds_streams.core.placement import Load, choose
-from skalds_streams.core.row import Holder, Row, Status, Wanted
+from skalds_streams.core.row import Holder, Release, Row, Status, Wanted
 
 
 def beat(members: Members, skald: str, offset: int, n: int = 1, **more: Any) -> bool:
@@ -129,6 +129,162 @@ def test_due_finds_lost_runs_over_backoffs_and_tasks_that_could_go() -> None:
     assert [due.reason for due in find_due([stuck], Members(), Load(), 0)] == ["reasons changed"]
 
 
+# -- death by counted heartbeats
+
+
+def beats(members: Members, skald: str, count: int, start: int) -> int:
+    """`count` heartbeats of a skald from offset `start` on. Returns the next offset."""
+    member = members.get(f"{skald}1")
+    first = member.n + 1 if member is not None else 1
+    for number in range(count):
+        beat(members, skald, start + number, n=first + number)
+    return start + count
+
+
+def test_thirteen_heartbeats_of_one_other_are_a_death_and_twelve_are_not() -> None:
+    members = Members()
+    up(members, "a", 0)
+    at = beats(members, "b", DEATH_BEATS - 1, 1)
+    assert not members.is_dead("a1")
+    beats(members, "b", 1, at)
+    assert members.is_dead("a1")
+    assert members.why_dead("a1") == "silent for 13 heartbeats of b1"
+    up(members, "a", at + 2, n=2)
+    assert members.is_dead("a1"), "death is final"
+    assert members.get("a1") is None
+
+
+def test_heartbeats_of_different_others_do_not_add_up() -> None:
+    members = Members()
+    up(members, "a", 0)
+    at = 1
+    for skald in ("b", "c", "d"):
+        at = beats(members, skald, DEATH_BEATS - 1, at)
+    assert not members.is_dead("a1")
+
+
+def test_a_repeated_heartbeat_counts_once() -> None:
+    members = Members()
+    up(members, "a", 0)
+    for offset in range(4, 4 * DEATH_BEATS):
+        beat(members, "b", offset, n=offset // 4)
+    assert not members.is_dead("a1")
+
+
+def test_one_that_goes_on_is_not_dead_however_fast_another_is() -> None:
+    members = Members()
+    at = 0
+    for n in range(1, 20):
+        beat(members, "a", at, n=n)
+        at = beats(members, "b", DEATH_BEATS - 1, at + 1)
+    assert not members.is_dead("a1")
+
+
+def test_nobody_dies_in_a_log_to_which_nothing_is_appended() -> None:
+    members = Members()
+    up(members, "a", 0)
+    up(members, "b", 1)
+    assert [member.skald_id for member in members] == ["a", "b"]
+
+
+def test_a_holder_that_the_log_does_not_name_any_more_is_dead_after_as_many() -> None:
+    members = Members()
+    at = beats(members, "b", DEATH_BEATS, 100)
+    assert not members.is_dead("gone1", known_at=50), "one of them was its last sight"
+    beats(members, "b", 1, at)
+    assert members.is_dead("gone1", known_at=50)
+    assert not members.is_dead("new1", known_at=at + 5), "placed with heartbeats that we have not read yet"
+
+
+def test_a_malformed_document_is_a_sign_of_life() -> None:
+    members = Members()
+    up(members, "a", 0)
+    for offset in range(1, 3 * DEATH_BEATS, 2):
+        beat(members, "b", offset, n=offset)
+        with pytest.raises(ValueError, match="capacity"):
+            beat(members, "a", offset + 1, n=offset, capacity="many")
+    assert not members.is_dead("a1")
+
+
+# -- holding and draining
+
+
+def test_what_a_holding_skald_ran_waits_for_it_and_then_goes_on_elsewhere() -> None:
+    members = Members(hold_beats=3)
+    up(members, "a", 0)
+    up(members, "b", 1)
+    beat(members, "a", 2, n=2, state="holding")
+    row = waiting_row(last_skald="a")
+    assert members.is_dead("a1")
+    assert choose(row, members, Load()).waiting == {"a": "is expected back"}
+    assert choose(waiting_row(), members, Load()).skald_id == "b"
+    at = beats(members, "b", 2, 3)
+    assert choose(row, members, Load()).skald_id is None
+    beats(members, "b", 1, at)
+    assert choose(row, members, Load()).skald_id == "b"
+
+
+def test_the_return_of_a_holding_skald_ends_the_wait() -> None:
+    members = Members()
+    up(members, "a", 0)
+    beat(members, "a", 1, n=2, state="holding")
+    members.apply(
+        {"skald_id": "a", "incarnation": "a2", "n": 1, "state": "up", "classes": {"Cam": "h"}, "capacity": 8}, 2
+    )
+    assert choose(waiting_row(last_skald="a"), members, Load()).incarnation == "a2"
+
+
+def held_row(skald: str = "a", **more: Any) -> Row:
+    return Row(
+        "t",
+        class_name="Cam",
+        wanted=Wanted.RUN,
+        status=Status.RUNNING,
+        holder=Holder(skald, f"{skald}1", 3, 0),
+        epoch=3,
+        **more,
+    )
+
+
+def due_kinds(row: Row, members: Members) -> list[str]:
+    return [due.kind for due in find_due([row], members, Load(), 1_000)]
+
+
+def test_a_drained_skald_gives_its_tasks_to_who_can_take_them() -> None:
+    members = Members()
+    up(members, "a", 0)
+    assert members.apply({"kind": "drain", "skald_id": "a"}, 1)
+    assert members.is_drained("a")
+    assert due_kinds(held_row(), members) == [], "nobody else is there: it runs on"
+    up(members, "b", 2)
+    assert due_kinds(held_row(), members) == ["Drain"]
+    assert due_kinds(held_row(recipient="a"), members) == []
+    assert due_kinds(held_row(release=Release.MOVE), members) == []
+    assert choose(waiting_row(recipient="a"), members, Load()).waiting == {
+        "a": "draining",
+        "b": "recipient is a",
+    }
+    beat(members, "a", 3, n=2, state="up")
+    assert due_kinds(held_row(), members) == ["Drain"], "it has not read it yet"
+    members.apply({"kind": "undrain", "skald_id": "a"}, 4)
+    assert due_kinds(held_row(), members) == []
+    assert choose(waiting_row(recipient="a"), members, Load()).skald_id == "a"
+
+
+def test_a_restart_ends_a_drain() -> None:
+    members = Members()
+    up(members, "a", 0)
+    members.apply({"kind": "drain", "skald_id": "a"}, 1)
+    members.apply({"skald_id": "a", "incarnation": "a2", "n": 1, "state": "up"}, 2)
+    assert not members.is_drained("a")
+
+
+def test_a_drain_of_nobody_changes_nothing() -> None:
+    members = Members()
+    assert not members.apply({"kind": "drain", "skald_id": "x"}, 0)
+    assert not members.is_drained("x")
+
+
 def test_secret_parameters_are_remembered_and_those_of_unknown_classes_are_all() -> None:
     members = Members()
     assert members.secret_paths("Cam") == members.secret_paths(None) == ("*",)
@@ -145,4 +301,6 @@ def test_a_heartbeat_with_nonsense_for_secrets_is_refused(secret: Any) -> None:
     members = Members()
     with pytest.raises(ValueError, match="secret"):
         up(members, "a", 0, secret=secret)
-    assert len(members) == 0
+    member = members.get("a1")
+    assert member is not None
+    assert (dict(member.classes), dict(member.secret)) == ({}, {}), "it is alive, and that is all that is known of it"

@@ -14,6 +14,7 @@ from skalds_streams.errors import KafkaError
 from skalds_streams.proxy.reports import ReportSender
 from skalds_streams.skald import heartbeat as heartbeat_module
 from skalds_streams.skald.heartbeat import Heartbeat
+from skalds_streams.skald.lease import Lease
 from skalds_streams.topics import Topics
 
 pytestmark = pytest.mark.anyio
@@ -65,8 +66,18 @@ async def test_a_sender_that_has_died_is_not_tried_again_for_ever() -> None:
 
 
 async def test_heartbeats_go_on_after_an_outage_and_end_with_their_producer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heartbeat_module, "AGAIN_S", 0.0)
-    heart = Heartbeat(TOPICS, {}, skald_id="a", incarnation="a1", describe=dict, running=lambda: 0, seen=lambda: 0)
+    monkeypatch.setattr(heartbeat_module, "AGAIN_BEATS", 0.0)
+    heart = Heartbeat(
+        TOPICS,
+        {},
+        skald_id="a",
+        incarnation="a1",
+        lease=Lease(20_000, 2_000),
+        beat_ms=2_000,
+        describe=dict,
+        running=lambda: 0,
+        seen=lambda: 0,
+    )
     producer = Producer(KafkaConnectionError())
     heart._producer = cast("Any", producer)
     task = asyncio.create_task(heart.run())

@@ -14,7 +14,9 @@ import pytest
 from skalds_streams.core.row import Holder, Row, Status, Wanted
 from skalds_streams.errors import HostError
 from skalds_streams.skald import supervisor as supervisor_module
+from skalds_streams.skald.actor import LAPSED
 from skalds_streams.skald.hosts import ExitInfo, RunSpec
+from skalds_streams.skald.lease import Lease, boottime_ms
 from skalds_streams.skald.supervisor import Supervisor
 from skalds_streams.topics import Topics
 from skalds_streams.view.cluster import ClusterView
@@ -41,6 +43,7 @@ class FakeHost:
         self.pid = 1
         self.steps: list[str] = []
         self.updates: list[int] = []
+        self.epochs: list[int] = []
         self.stops: list[str] = []
         self.killed = False
         self.update_error: HostError | None = None
@@ -51,6 +54,9 @@ class FakeHost:
         if self.update_error is not None:
             raise self.update_error
         self.updates.append(version)
+
+    def take_epoch(self, epoch: int) -> None:
+        self.epochs.append(epoch)
 
     async def stop(self, reason: str, *, release_s: float, terminate_s: float) -> ExitInfo:
         self.stops.append(reason)
@@ -84,9 +90,21 @@ class World:
         self.said: list[tuple[str, str, int]] = []
         self.details: list[dict[str, Any]] = []
         self.catalogue = SimpleNamespace(classes={"Cam": {"release_s": 20.0, "terminate_s": 3.0}})
+        self.lease = Lease(600_000, 60_000)
+        self.lease.renew(boottime_ms())
         self.supervisor = Supervisor(
-            self.view, cast("Any", self), cast("Any", self._reporter()), incarnation="me", log_dir=tmp_path
+            self.view,
+            cast("Any", self),
+            cast("Any", self._reporter()),
+            self.lease,
+            skald_id="a",
+            incarnation="me",
+            log_dir=tmp_path,
         )
+
+    def keeps(self, class_name: str) -> bool:
+        """As HostPool.keeps."""
+        return class_name == "Keeper"
 
     async def run(self, spec: RunSpec, on_event: Callable[[dict[str, Any]], None]) -> FakeHost:
         """As HostPool.run."""
@@ -258,3 +276,66 @@ async def test_load_is_the_sum_of_weights_and_stopping_has_the_longest_budget(tm
         world.show(row("one", weight=3), row("two"))
         await until(lambda: len(world.hosts) == 2)
         assert (world.supervisor.load, world.supervisor.stop_most_s) == (4, 23.0)
+
+
+# -- the lease
+
+
+async def test_a_lapse_ends_what_runs_without_a_word_and_nothing_starts_before_the_next_lease(tmp_path: Path) -> None:
+    async with supervised(tmp_path) as world:
+        world.show(row())
+        host = await world.one_host()
+        world.lease.begin_anew()
+        world.show(row("other"))
+        await world.supervisor.lapse()
+        assert (host.stops, world.said, len(world.hosts)) == ([LAPSED], [], 1)
+        world.supervisor.begin_anew("me2")
+        world.show(row(epoch=2, held_by="me2"))
+        await asyncio.sleep(0)
+        assert len(world.hosts) == 1, "there is no lease yet"
+        world.lease.renew(boottime_ms())
+        world.show(row(epoch=2, held_by="me2"))
+        await until(lambda: len(world.hosts) == 2)
+        assert world.hosts[1].spec.epoch == 2
+
+
+async def test_a_class_that_keeps_running_is_adopted_by_the_next_incarnation(tmp_path: Path) -> None:
+    async with supervised(tmp_path) as world:
+        world.show(row(class_name="Keeper"))
+        host = await world.one_host()
+        await world.supervisor.lapse()
+        world.supervisor.begin_anew("me2")
+        await world.supervisor.look_at("t")
+        assert host.stops == [], "the row still names the former incarnation"
+        world.lease.renew(boottime_ms())
+        world.show(row(epoch=2, held_by="me2", class_name="Keeper", attachments_version=3))
+        await until(lambda: host.epochs == [2])
+        await until(lambda: host.updates == [3])
+        assert world.said == [("Running", "t", 2)]
+        assert len(world.hosts) == 1
+
+
+async def test_a_worker_that_kept_running_ends_when_another_skald_has_the_task(tmp_path: Path) -> None:
+    async with supervised(tmp_path) as world:
+        world.show(row(class_name="Keeper"))
+        host = await world.one_host()
+        await world.supervisor.lapse()
+        world.supervisor.begin_anew("me2")
+        elsewhere = Row(
+            "t", class_name="Keeper", wanted=Wanted.RUN, status=Status.RUNNING, holder=Holder("b", "b1", 2), epoch=2
+        )
+        world.show(elsewhere)
+        await until(lambda: host.stops == ["held by b"])
+
+
+async def test_no_more_start_at_once_than_may_and_the_important_first(tmp_path: Path) -> None:
+    async with supervised(tmp_path) as world:
+        world.supervisor._starts_at_once = 2
+        world.show(*(row(f"t{number}", priority=number) for number in range(6)))
+        await until(lambda: len(world.hosts) == 2)
+        assert [host.spec.task_id for host in world.hosts] == ["t0", "t1"], "what came first had begun already"
+        world.hosts[0].say({"op": "running", "version": 0})
+        await until(lambda: len(world.hosts) == 3)
+        world.hosts[1].end("exit code 1")
+        await until(lambda: len(world.hosts) == 4)
+        assert [host.spec.task_id for host in world.hosts[2:]] == ["t5", "t4"]

@@ -20,7 +20,7 @@ from skalds_streams.coordinator import journal
 from skalds_streams.coordinator import log as coordinator_log
 from skalds_streams.proxy import client, reports
 from skalds_streams.proxy.topic_setup import TopicReport
-from skalds_streams.skald import heartbeat
+from skalds_streams.skald import heartbeat, lease, node
 from skalds_streams.testing.simulator.clients import Consumer, Producer
 from skalds_streams.view import reader
 
@@ -34,11 +34,13 @@ class Surroundings(Protocol):
 
     def wall_ms(self) -> int: ...
 
-    def monotonic(self) -> float: ...
+    def boottime_ms(self) -> int: ...
 
     async def claim(self) -> Any: ...
 
-    def forget(self) -> None: ...
+    def renewed(self, identity: Any) -> Any: ...
+
+    def forget(self, identity: Any) -> None: ...
 
     def new_pool(self) -> Any: ...
 
@@ -122,16 +124,18 @@ def _exchanged(message_bytes: int) -> list[tuple[Any, str, Any]]:
         (coordinator_log, "record_of", lambda item: item),
         (reports, "AIOKafkaProducer", Producer),
         (heartbeat, "AIOKafkaProducer", Producer),
-        (heartbeat, "monotonic", lambda: HERE.get().monotonic()),
+        (heartbeat, "boottime_ms", lambda: HERE.get().boottime_ms()),
+        (lease, "boottime_ms", lambda: HERE.get().boottime_ms()),
         (reader, "record_of", lambda item: item),
         (runtime, "client_options", lambda settings: HERE.get().client_options()),
         (runtime, "wall_ms", lambda: HERE.get().wall_ms()),
         (runtime, "claim_identity", _claim),
-        (runtime, "forget_predecessors", lambda identity: HERE.get().forget()),
+        (node, "forget_predecessors", lambda identity: HERE.get().forget(identity)),
+        (node, "renewed", lambda identity: HERE.get().renewed(identity)),
         (runtime, "ensure_topics", _ensure_topics),
         (runtime, "PartitionWatch", NoWatch),
         (runtime, "tune_consumers", _nothing),
-        (runtime, "HostPool", lambda **options: HERE.get().new_pool()),
+        (node, "HostPool", lambda **options: HERE.get().new_pool()),
         (runtime, "RedisProjection", NoRedis),
         (runtime, "Metrics", _nothing),
     ]

@@ -43,9 +43,12 @@ class Habits:
 class Pool:
     """HostPool of one process."""
 
-    def __init__(self, link: Link, witness: Witness, habits: Habits, rng: random.Random, incarnation: str) -> None:
+    def __init__(
+        self, link: Link, witness: Witness, habits: Habits, rng: random.Random, incarnation: Callable[[], str]
+    ) -> None:
         self._link, self._witness, self._habits, self._rng = link, witness, habits, rng
         self.incarnation = incarnation
+        self.lease_until_s = 0.0
         self.hosts: list[SimulatedHost] = []
         self._stopping = False
 
@@ -58,6 +61,15 @@ class Pool:
     def catalogue(self) -> Catalogue:
         described = {"schema": {}, "release_s": RELEASE_S, "terminate_s": TERMINATE_S}
         return Catalogue(dict.fromkeys(CLASSES, described), {})
+
+    def keeps(self, class_name: str) -> bool:
+        return False
+
+    def renew(self, until_ms: int) -> None:
+        """The kernel's timers are set anew: late frames of the socket are no matter here, as the time is absolute."""
+        self.lease_until_s = until_ms / 1000
+        for host in self.hosts:
+            host.renew(self.lease_until_s)
 
     async def run(self, spec: RunSpec, on_event: Callable[[dict[str, Any]], None]) -> SimulatedHost:
         if spec.class_name not in CLASSES:
@@ -110,13 +122,32 @@ class SimulatedHost:
         """Updates that came before the worker ran."""
         self._parameters = spec.attachments
         self._ended: asyncio.Future[ExitInfo] = link.loop.create_future()
+        self._incarnation = pool.incarnation()
+        self._lease_until_s = pool.lease_until_s
 
     # -- the host's own life, outside of its skald
 
     def outside(self, delay: float, callback: Callable[..., None], *args: Any) -> None:
         self._link.loop.call_later(delay, callback, *args, context=self._link.outside)
 
+    def renew(self, until_s: float) -> None:
+        self.outside(self._rng.uniform(0, 0.01), self._take_lease, until_s)
+
+    def _take_lease(self, until_s: float) -> None:
+        self._lease_until_s = max(self._lease_until_s, until_s)
+
+    def _watch_lease(self) -> None:
+        """The kernel's timer."""
+        left_s = self._lease_until_s - self._link.loop.now
+        if not self.alive:
+            return
+        if left_s <= 0:
+            self.die("signal 9 (SIGKILL)")
+        else:
+            self.outside(left_s, self._watch_lease)
+
     def begin(self) -> None:
+        self._watch_lease()
         self.outside(self._rng.uniform(0.005, self._habits.start_s), self._enter)
 
     def _enter(self) -> None:
@@ -128,7 +159,7 @@ class SimulatedHost:
             return
         self._runs = True
         spec = self._spec
-        self._witness.begins(spec.task_id, spec.epoch, self._pool.incarnation, spec.version, self._parameters)
+        self._witness.begins(spec.task_id, spec.epoch, self._incarnation, spec.version, self._parameters)
         self._say({"op": "running", "version": spec.version})
         for version, attachments in self._early:
             self._update(version, attachments)
@@ -165,7 +196,7 @@ class SimulatedHost:
     def _stop_acting(self) -> None:
         if self._runs:
             self._runs = False
-            self._witness.ends(self._spec.task_id, self._spec.epoch, self._pool.incarnation)
+            self._witness.ends(self._spec.task_id, self._spec.epoch, self._incarnation)
 
     def die(self, why: str) -> None:
         if not self.alive:

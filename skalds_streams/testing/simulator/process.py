@@ -87,6 +87,7 @@ class Life:
         self.faust: FaustConsumer | None = None
         self.runtime: Runtime | None = None
         self.incarnation = f"{seat.skald_id}{'x' if seat.twin else ''}.{len(seat.lives)}"
+        self.renewals = 0
         self._stop = asyncio.Event()
         self._task: asyncio.Future[None] | None = None
         self._skew_ms = int(grounds.rng.uniform(-1, 1) * grounds.skew_ms)
@@ -213,8 +214,8 @@ class Life:
     def wall_ms(self) -> int:
         return EPOCH_MS + int(self.grounds.loop.now * 1000) + self._skew_ms
 
-    def monotonic(self) -> float:
-        return self.grounds.loop.now
+    def boottime_ms(self) -> int:
+        return int(self.grounds.loop.now * 1000)
 
     async def claim(self) -> Identity:
         """As `skald.identity.claim_identity`."""
@@ -227,12 +228,21 @@ class Life:
         self.seat.written = (*self.seat.written, self.incarnation)
         return self.identity
 
-    def forget(self) -> None:
+    def renewed(self, identity: Identity) -> Identity:
+        """As `skald.identity.renewed`."""
+        self.renewals += 1
+        self.incarnation = f"{identity.incarnation.partition('+')[0]}+{self.renewals}"
+        replaces = (*identity.replaces, identity.incarnation)
+        self.identity = Identity(identity.skald_id, self.incarnation, -1, replaces)
+        self.seat.written = (*replaces, self.incarnation)
+        return self.identity
+
+    def forget(self, identity: Identity) -> None:
         """As `skald.identity.forget_predecessors`."""
-        self.seat.written = (self.incarnation,)
+        self.seat.written = (identity.incarnation,)
 
     def new_pool(self) -> Pool:
-        self.pool = Pool(self.link, self.grounds.witness, self.grounds.habits, self.link.rng, self.incarnation)
+        self.pool = Pool(self.link, self.grounds.witness, self.grounds.habits, self.link.rng, lambda: self.incarnation)
         return self.pool
 
     def log(self, level: str, event: str, fields: Mapping[str, Any]) -> None:

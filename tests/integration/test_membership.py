@@ -1,0 +1,153 @@
+"""Nodes that die, freeze, lose the broker, leave and are drained: what becomes of their tasks."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from skalds_streams.devcluster import DevCluster
+from tests.integration.system import Node, System, system_of, until
+
+pytestmark = [pytest.mark.integration, pytest.mark.anyio]
+
+SHORT = {"SKALDS_LEASE_MS": "4000"}
+"""All else follows from it: a beat is 0.4 s, a silent node is dead after 13 of another."""
+
+
+async def two_nodes(system: System, **environment: str) -> tuple[Node, Node]:
+    first, second = system.node("a", **SHORT, **environment), system.node("b", **SHORT, **environment)
+    first.start()
+    second.start()
+    await first.ready()
+    await second.ready()
+    return first, second
+
+
+async def running_at(system: System, skald: str, tmp_path: Path) -> tuple[str, Path]:
+    """A task that this skald has although both could run it. Returns its id, and the file that its runs write to."""
+    for number in range(40):
+        trace = tmp_path / f"trace{number}"
+        await system.assign(f"t{number}", attachments={"fps": 7, "trace": str(trace)})
+        row = await system.status(f"t{number}", "Running")
+        if row["skald"] == skald:
+            return f"t{number}", trace
+    raise AssertionError(f"{skald} got none of 40 tasks")
+
+
+def family(node: Node) -> list[psutil.Process]:
+    """The node's process, its zygote and its hosts."""
+    assert node.process is not None
+    process = psutil.Process(node.process.pid)
+    return [process, *process.children(recursive=True)]
+
+
+def lines(trace: Path) -> list[str]:
+    return trace.read_text().splitlines()
+
+
+async def test_the_tasks_of_a_node_that_is_gone_for_good_run_elsewhere(system: System, tmp_path: Path) -> None:
+    first, second = await two_nodes(system)
+    task_id, trace = await running_at(system, "a", tmp_path)
+    first.kill()
+    row = await system.status(task_id, "Running", second, skald="b", epoch=2)
+    assert row["attempt"] == 0, "the loss of a node is no crash of the task"
+    assert lines(trace) == ["start 1", "start 2"]
+
+
+async def test_a_node_that_is_frozen_beyond_its_lease_wakes_up_without_workers(system: System, tmp_path: Path) -> None:
+    first, second = await two_nodes(system)
+    task_id, trace = await running_at(system, "a", tmp_path)
+    frozen = family(first)
+    hosts = [item for item in frozen if item.num_threads() > 1 and item.pid != frozen[0].pid]
+    assert hosts
+    for item in frozen:
+        os.kill(item.pid, signal.SIGSTOP)
+    try:
+        await system.status(task_id, "Running", second, skald="b", epoch=2)
+        assert all(not item.is_running() or item.status() == psutil.STATUS_ZOMBIE for item in hosts), (
+            "the kernel has ended what was stopped"
+        )
+    finally:
+        for item in frozen:
+            if item.is_running() and item.status() != psutil.STATUS_ZOMBIE:
+                os.kill(item.pid, signal.SIGCONT)
+    await until(lambda: "lease.lapsed" in first.log(), "it notices")
+    await first.ready()
+    await system.cancel(task_id)
+    await system.status(task_id, "Cancelled")
+    assert lines(trace) == ["start 1", "start 2"]
+    await system.assign("again", recipient="a")
+    await system.status("again", "Running", skald="a")
+
+
+@pytest.fixture
+async def alone(tmp_path: Path) -> AsyncIterator[tuple[System, DevCluster]]:
+    """A system with a broker that no other test uses."""
+    with DevCluster(tmp_path / "cluster", kafka_port=0, with_redis=False) as cluster:
+        async with system_of(tmp_path, cluster.kafka_port) as system:
+            yield system, cluster
+
+
+async def test_without_the_broker_workers_end_with_their_lease_and_run_again_when_it_is_back(
+    alone: tuple[System, DevCluster], tmp_path: Path
+) -> None:
+    system, cluster = alone
+    node = system.node(**SHORT)
+    node.start()
+    await node.ready()
+    traces = {name: tmp_path / name for name in ("t", "kept")}
+    await system.assign("t", attachments={"fps": 7, "trace": str(traces["t"])})
+    await system.assign("kept", "Keeper", attachments={"fps": 7, "trace": str(traces["kept"])})
+    await system.status("t", "Running")
+    await system.status("kept", "Running")
+    cluster.kafka.pause()
+    try:
+        await until(lambda: "skald.new_incarnation" in node.log(), "the lease has lapsed")
+    finally:
+        cluster.kafka.resume()
+    row = await system.status("t", "Running", epoch=2)
+    assert (row["skald"], row["attempt"]) == ("a", 0)
+    await system.status("kept", "Running", epoch=2)
+    assert lines(traces["t"]) == ["start 1", "start 2"]
+    assert lines(traces["kept"]) == ["start 1"], "it ran on, and only its epoch is new"
+    await node.ready()
+    assert await node.stop() == 0
+
+
+async def test_after_a_restart_in_order_every_task_is_where_it_was(system: System, tmp_path: Path) -> None:
+    first, second = await two_nodes(system)
+    task_id, _ = await running_at(system, "a", tmp_path)
+    assert await first.stop() == 0
+    row = await system.status(task_id, "Assigning", second, holder=None)
+    assert row["waiting"] == {"a": "is expected back"}
+    first.start()
+    await system.status(task_id, "Running", second, skald="a", epoch=2)
+
+
+async def test_a_drained_node_hands_its_tasks_over_and_takes_no_more(system: System, tmp_path: Path) -> None:
+    _, second = await two_nodes(system)
+    task_id, trace = await running_at(system, "a", tmp_path)
+    await system.assign("pinned", recipient="a")
+    await system.status("pinned", "Running", skald="a")
+    await _ask(system, "drain", "a")
+    await system.status(task_id, "Running", second, skald="b", epoch=2)
+    assert lines(trace) == ["start 1", "start 2"]
+    pinned = await system.status("pinned", "Running")
+    assert (pinned["skald"], pinned["epoch"]) == ("a", 1), "nobody else may run it: it runs on"
+    await until(lambda: _says(second, "a", "draining"), "the page says so")
+    await _ask(system, "undrain", "a")
+    await until(lambda: _says(second, "a", "up"), "it is as before")
+
+
+async def _ask(system: System, kind: str, skald_id: str) -> None:
+    await system.send(system.topics.heartbeat, {"v": 1, "kind": kind, "skald_id": skald_id}, key=skald_id)
+
+
+async def _says(node: Node, skald_id: str, state: str) -> bool:
+    _, document = await node.get("/api/skalds")
+    return any((item["skald_id"], item["state"]) == (skald_id, state) for item in document["items"])
