@@ -16,8 +16,9 @@ from aiokafka.errors import KafkaError as ClientError
 
 from skalds_streams.coordinator.journal import Forwarder, Journal
 from skalds_streams.coordinator.journals import Journals
-from skalds_streams.core.due import RETENTION_MS, Due, find_due
+from skalds_streams.core.due import RETENTION_MS, Due, find_due, room_taken
 from skalds_streams.core.membership import Members
+from skalds_streams.core.placement import Load
 
 PERIOD_S = 1.0
 AGAIN_MS = 5_000
@@ -62,8 +63,9 @@ class DueTimer:
             except (ClientError, TimeoutError, OSError) as error:
                 log.warning("timers.not_written", error=repr(error))
 
-    def _due(self, journal: Journal, now_ms: int) -> Iterator[Due]:
-        return find_due(list(journal.rows.values()), self._members, journal.load, now_ms, self._retention_ms)
+    def _due(self, journal: Journal, now_ms: int, room: Load) -> Iterator[Due]:
+        rows = list(journal.rows.values())
+        return find_due(rows, self._members, journal.load, now_ms, self._retention_ms, room)
 
     async def _look(self) -> None:
         now_ms = self._now_ms()
@@ -77,10 +79,11 @@ class DueTimer:
             self._wake.set()
 
     def _unsaid(self, now_ms: int) -> Iterator[Due]:
-        for journal in list(self._journals):
-            if not journal.opened.is_set():
-                continue
-            for due in self._due(journal, now_ms):
+        journals = [journal for journal in self._journals if journal.opened.is_set()]
+        rows = (row for journal in journals for row in journal.rows.values())
+        room = room_taken(rows, self._members, [journal.load for journal in journals])
+        for journal in journals:
+            for due in self._due(journal, now_ms, room):
                 key = (due.kind, due.task_id, due.epoch, due.attempt + due.revision)
                 if key not in self._said:
                     self._said[key] = now_ms

@@ -3,17 +3,21 @@ placed now.
 
 Looked at on every membership change and every second as a net (level, not edge). The answer is written as a record;
 that record, not the clock, is the cause, and `decide` checks that it still fits.
+
+Rule: of a drained skald no more is asked to leave than others have room for, and what is asked for is counted until it
+is placed: a task must not stop for a place that another gets.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from skalds_streams.core.membership import Members
+from skalds_streams.core.moves import let_go
 from skalds_streams.core.placement import Load, choose
-from skalds_streams.core.row import Holder, Row, Wanted
+from skalds_streams.core.row import Holder, Release, Row, Wanted
 
 RETENTION_MS = 7 * 24 * 3600 * 1000
 
@@ -32,10 +36,31 @@ class Due:
     deadline_at_ms: int = 0
 
 
+def room_taken(rows: Iterable[Row], members: Members, loads: Iterable[Load]) -> Load:
+    """The room that is spoken for: by what was placed (`loads`), and by what was asked to leave and has not yet."""
+    room = Load(*loads)
+    for row in rows:
+        if row.holder is not None and row.release is Release.MOVE:
+            choice = choose(let_go(row), members, room)
+            if choice.incarnation is not None:
+                room.note(choice.incarnation, choice.members_offset, row.weight)
+    return room
+
+
 def find_due(
-    rows: Iterable[Row], members: Members, load: Load, now_ms: int, retention_ms: int = RETENTION_MS
+    rows: Iterable[Row],
+    members: Members,
+    load: Load,
+    now_ms: int,
+    retention_ms: int = RETENTION_MS,
+    room: Load | None = None,
 ) -> Iterator[Due]:
-    """Everything that is due now, at most one thing a row. retention_ms: how long a row outlives its task's end."""
+    """Everything that is due now, at most one thing a row.
+
+    retention_ms: how long a row outlives its task's end. room: `room_taken` of all rows of this process; what is asked
+    to leave is noted there.
+    """
+    room = room if room is not None else Load(load)
     for row in rows:
         if row.is_terminal:
             if row.updated_at_ms + retention_ms <= now_ms:
@@ -44,7 +69,7 @@ def find_due(
             at_ms = row.deadline_at_ms
             yield Due("Deadline", row.task_id, row.epoch, "", row.attempt, "deadline has passed", 0, at_ms)
         elif row.holder is not None:
-            due = _of_a_holder(row, row.holder, members, load)
+            due = _of_a_holder(row, row.holder, members, room)
             if due is not None:
                 yield due
         elif row.is_waiting:
@@ -53,15 +78,17 @@ def find_due(
                 yield due
 
 
-def _of_a_holder(row: Row, holder: Holder, members: Members, load: Load) -> Due | None:
+def _of_a_holder(row: Row, holder: Holder, members: Members, room: Load) -> Due | None:
     if members.is_dead(holder.incarnation, holder.seen):
         reason = f"{holder.skald_id}: {members.why_dead(holder.incarnation)}"
         return Due("Lost", row.task_id, holder.epoch, holder.incarnation, row.attempt, reason)
     member = members.get(holder.incarnation)
     if member is None or member.state != "draining" or row.release is not None or row.wanted is not Wanted.RUN:
         return None
-    if row.recipient == holder.skald_id or choose(replace(row, holder=None), members, load).skald_id is None:
+    choice = choose(let_go(row), members, room) if row.recipient != holder.skald_id else None
+    if choice is None or choice.incarnation is None:
         return None  # it runs on where it is rather than nowhere
+    room.note(choice.incarnation, choice.members_offset, row.weight)
     return Due("Drain", row.task_id, holder.epoch, holder.incarnation, row.attempt, f"{holder.skald_id} is drained")
 
 
