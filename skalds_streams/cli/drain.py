@@ -87,7 +87,7 @@ def _say(options: Options, view: ClusterView, node: str, movings: Sequence[Movin
     for step in stay:
         err().print(text(f"{one_line(step.task_id)}: stays on {node}: {_why(step)}", BAD))
     moved = f"{tasks_words(arrived)} moved" if movings else "nothing moved"
-    stays = f", {tasks_words(len(stay))} can't move and run on there" if stay else ""
+    stays = f", {tasks_words(len(stay))} can't" if stay else ""
     empty = f"{node} is drained and runs nothing" if ok else f"{node} takes nothing new"
     out().print(text(f"{empty}; {moved}{stays}", GOOD if ok else ""))
     return ok

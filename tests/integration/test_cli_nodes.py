@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,60 +55,64 @@ async def node(system: System, skald_id: str, **environment: str) -> Node:
     return started
 
 
-async def assigned(system: System, number: int, trace: Path | None = None) -> list[str]:
-    """So many tasks that run. trace: folder of the files that they write to."""
+async def assigned(system: System, number: int) -> list[str]:
+    """So many tasks that run."""
     ids = [f"t{at:02}" for at in range(number)]
     for task_id in ids:
-        attachments = {"trace": str(trace / task_id)} if trace is not None else {}
-        await system.assign(task_id, attachments={"fps": 7, **attachments})
-    for task_id in ids:
-        await system.status(task_id, "Running")
+        await system.assign(task_id, attachments={"fps": 7})
+    await asyncio.gather(*(system.status(task_id, "Running") for task_id in ids))
     return ids
 
 
-async def where(system: System) -> dict[str, tuple[str, str | None]]:
-    """Task → (status, skald)."""
-    doc = await answer(system, "ps")
-    return {task["task_id"]: (task["status"], task["skald"]) for task in doc["tasks"]}
+async def all_on(system: System, task_ids: Sequence[str], skald_id: str) -> None:
+    await asyncio.gather(*(system.status(task_id, "Running", skald=skald_id) for task_id in task_ids))
 
 
 async def test_a_node_is_drained_and_comes_back(system: System) -> None:
     await node(system, "a")
-    ids = await assigned(system, 4)
+    await system.assign("slow", "Slow", attachments={})
     await system.assign("pinned", recipient="a")
-    await system.status("pinned", "Running")
-    _, err = await call(system, "drain", "x", code=1)
-    assert err == "Error: there is no skald 'x'; there is a\n"
-    plan = (await answer(system, "plan", "--lose", "a"))["plan"]
-    assert {(step["task_id"], step["to"]) for step in plan} == {(task_id, None) for task_id in [*ids, "pinned"]}
-    assert plan[0]["reasons"] == {"a": "recipient is not here"}
-    assert plan[1]["reasons"] == {"*": "no skald is here"}
+    ids = [*await assigned(system, 3), "slow"]
+    await all_on(system, [*ids, "pinned"], "a")
     await node(system, "b")
 
-    out, _ = await call(system, "drain", "a", "--plan")
-    lines = out.splitlines()
+    unknown, lost, (plan, _) = await asyncio.gather(
+        call(system, "drain", "x", code=1),
+        answer(system, "plan", "--lose", "a"),
+        call(system, "drain", "a", "--plan"),
+    )
+    assert unknown[1] == "Error: there is no skald 'x'; there are a, b\n"
+    targets = {step["task_id"]: (step["to"], step["reasons"]) for step in lost["plan"]}
+    assert targets == {**dict.fromkeys(ids, ("b", {})), "pinned": (None, {"a": "recipient is not here"})}
+    lines = plan.splitlines()
     assert lines[0].split() == ["TASK", "CLASS", "FROM", "TO", "WHY", "NOT"]
-    assert lines[1].split()[:6] == ["pinned", "Idle", "a", "would", "stay", "a:"]
-    assert lines[2].split() == ["t00", "Idle", "a", "b"]
+    assert lines[1].split() == ["pinned", "Idle", "a", "would", "stay", "a:", "is", "pinned", "to", "it"]
+    assert lines[3].split() == ["t00", "Idle", "a", "b"]
     assert lines[-1] == "4 tasks would move, 1 would stay"
-    assert {skald for _, skald in (await where(system)).values()} == {"a"}, "nothing has changed"
+    await all_on(system, ids, "a")
+
+    process = await start(system, "drain", "a")
+    await system.status("slow", "Running", release="move")
+    process.send_signal(signal.SIGINT)
+    async with asyncio.timeout(20):
+        _, err = await process.communicate()
+    assert (process.returncode, err.decode().startswith("Interrupted: ")) == (130, True), err
+    assert err.decode().strip().endswith("; a stays drained, `skalds-streams undrain a` takes it back")
+    await all_on(system, ids, "b")
 
     out, err = await call(system, "drain", "a", code=1)
-    assert sorted(out.splitlines()[:-1]) == [f"{task_id}: runs on b (epoch 2)" for task_id in ids]
-    assert out.splitlines()[-1] == "a takes nothing new; 4 tasks moved, 1 task can't move and run on there"
+    assert out == "a takes nothing new; nothing moved, 1 task can't\n"
     assert err == "pinned: stays on a: a: is pinned to it\n"
-    assert await where(system) == {**dict.fromkeys(ids, ("Running", "b")), "pinned": ("Running", "a")}
-    out, _ = await call(system, "ps")
-    assert "a draining" in out
-    assert "a (draining)" in out
-    out, _ = await call(system, "describe", "pinned")
-    assert "held by       a (draining)" in out
+    (listed, _), (told, _) = await asyncio.gather(call(system, "ps"), call(system, "describe", "pinned"))
+    assert "a draining" in listed
+    assert "a (draining)" in listed
+    assert "held by       a (draining)" in told
 
-    out, _ = await call(system, "undrain", "a")
-    assert out.splitlines() == [
-        "a takes tasks again; no task waits for it, so nothing moves; `skalds-streams rebalance` evens the load out"
-    ]
-    assert (await call(system, "undrain", "a"))[0] == "a is up, not draining\n"
+    assert (await call(system, "undrain", "a"))[0].startswith("a takes tasks again; no task waits for it")
+    (again, _), (out, _) = await asyncio.gather(call(system, "undrain", "a"), call(system, "drain", "b"))
+    assert again == "a is up, not draining\n"
+    assert sorted(out.splitlines()[:-1]) == sorted(f"{task_id}: runs on a (epoch 3)" for task_id in ids)
+    assert out.splitlines()[-1] == "b is drained and runs nothing; 4 tasks moved"
 
 
 async def test_tasks_move_and_the_load_is_evened_out(system: System) -> None:
@@ -116,43 +121,28 @@ async def test_tasks_move_and_the_load_is_evened_out(system: System) -> None:
     doc = await answer(system, "move", "t00", code=1)
     assert doc == {"ok": False, "tasks": [], "stay": [_stay("t00", {"*": "no other skald is here"})]}
     await node(system, "b", SKALDS_CAPACITY="8")
-    _, err = await call(system, "move", "t00", "nobody", code=1)
-    assert err == f"Error: there is no task 'nobody'; there are {', '.join(ids)}\n"
 
-    assert (await call(system, "move", "t05", "--to", "b"))[0] == "t05: runs on b (epoch 2)\n"
+    unknown, moved = await asyncio.gather(
+        call(system, "move", "t00", "nobody", code=1), call(system, "move", "t05", "--to", "b")
+    )
+    assert unknown[1] == f"Error: there is no task 'nobody'; there are {', '.join(ids)}\n"
+    assert moved[0] == "t05: runs on b (epoch 2)\n"
     assert (await call(system, "move", "t05"))[0] == "t05: runs on a (epoch 3)\n", "anywhere but where it was"
     row = await system.status("t05", "Running")
     assert (row["recipient"], row["move_to"], row["moved_from"]) == (None, None, None)
-    _, err = await call(system, "move", "t05", "--to", "a", code=1)
-    assert err == "Error: t05: stays on a: a has it already\n"
 
-    plan = (await answer(system, "rebalance", "--plan"))["plan"]
-    assert [(step["task_id"], step["from"], step["to"]) for step in plan] == [(name, "a", "b") for name in ids[:3]]
+    refused, plan = await asyncio.gather(
+        call(system, "move", "t05", "--to", "a", code=1), answer(system, "rebalance", "--plan")
+    )
+    assert refused[1] == "Error: t05: stays on a: a has it already\n"
+    assert [tuple(step.values())[:3] for step in plan["plan"]] == [(task_id, "a", "b") for task_id in ids[:3]]
     out, _ = await call(system, "rebalance")
     assert sorted(out.splitlines()[:3]) == [f"{task_id}: runs on b (epoch 2)" for task_id in ids[:3]]
     assert out.splitlines()[-1] == "load before: a 6/8, b 0/8; 75% apart"
-    found = await where(system)
-    assert [found[task_id][1] for task_id in ids] == ["b", "b", "b", "a", "a", "a"]
+    await all_on(system, ids[:3], "b")
+    await all_on(system, ids[3:], "a")
     out, _ = await call(system, "rebalance")
     assert out.splitlines()[0] == "nothing moves: no move would even the load out"
-
-
-async def test_ctrl_c_leaves_a_drain_as_it_is(system: System) -> None:
-    await node(system, "a")
-    await system.assign("slow", "Slow", attachments={})
-    await system.status("slow", "Running")
-    await node(system, "b")
-    process = await start(system, "drain", "a")
-    await system.status("slow", "Running", release="move")
-    process.send_signal(signal.SIGINT)
-    async with asyncio.timeout(20):
-        out, err = await process.communicate()
-    assert (process.returncode, out) == (130, b"")
-    assert err.decode() == (
-        "Interrupted: 0 moved, 1 under way and going on, 0 not asked to move;"
-        " a stays drained, `skalds-streams undrain a` takes it back\n"
-    )
-    await system.status("slow", "Running", skald="b", epoch=2)
 
 
 def _stay(task_id: str, reasons: dict[str, str]) -> dict[str, Any]:
