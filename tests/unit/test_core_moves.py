@@ -9,7 +9,7 @@ import pytest
 
 from skalds_streams.core import events
 from skalds_streams.core.decide import Context, decide
-from skalds_streams.core.due import find_due, room_taken
+from skalds_streams.core.due import MOVES_AT_ONCE, STARTS_WITHIN_MS, find_due, room_of
 from skalds_streams.core.invariants import check_step
 from skalds_streams.core.membership import Members
 from skalds_streams.core.placement import Load, choose
@@ -158,13 +158,27 @@ def test_a_drain_asks_no_more_to_leave_than_others_have_room_for() -> None:
     asked = [due.task_id for due in find_due(rows, here, Load(), 0)]
     assert asked == ["t0", "t1", "t2"]
     leaving = [replace(row, release=Release.MOVE) if row.task_id in asked[:2] else row for row in rows]
-    room = room_taken(leaving, here, [Load()])
+    room = room_of(leaving, here, [Load()], 0)
     assert [due.task_id for due in find_due(leaving, here, Load(), 0, room=room)] == ["t2"]
 
 
 def test_placements_of_other_partitions_count_for_a_drain() -> None:
     here, other = drained(3, "b"), Load()
     other.note("b1", here.offset, 2)
-    room = room_taken([], here, [Load(), other])
+    room = room_of([], here, [Load(), other], 0)
     found = [due for row in range(3) for due in find_due([running(f"t{row}")], here, Load(), 0, room=room)]
     assert [due.task_id for due in found] == ["t0"]
+
+
+def test_a_drain_goes_a_few_at_a_time() -> None:
+    here, rows = drained(99, "b"), [running(f"t{number:02}") for number in range(MOVES_AT_ONCE + 5)]
+    room = room_of(rows, here, [], 0)
+    assert len(list(find_due(rows, here, Load(), 0, room=room))) == MOVES_AT_ONCE
+    assert room.held_back == 5
+    asked = [replace(row, release=Release.MOVE) for row in rows[:3]]
+    placed = replace(rows[3], holder=Holder("b", "b1", 2), epoch=2, status=Status.ASSIGNING, updated_at_ms=5_000)
+    going = [*asked, placed, *rows[4:]]
+    for now_ms, under_way in ((5_000, 4), (5_000 + STARTS_WITHIN_MS, 3)):
+        room = room_of(going, here, [], now_ms)
+        assert room.under_way == under_way
+        assert len(list(find_due(going, here, Load(), now_ms, room=room))) == MOVES_AT_ONCE - under_way
