@@ -112,7 +112,7 @@ async def read_table(cluster: Cluster, reader: LogReader, task_id: str | None = 
 
 async def read_members(cluster: Cluster, reader: LogReader) -> tuple[Members, list[str]]:
     """(who is there, the heartbeats that could not be understood, in words)."""
-    members, problems = Members(), list[str]()
+    members, problems = Members(cluster.settings.hold_beats), list[str]()
     async for records in reader.read(await reader.whole(cluster.topics.heartbeat, [0])):
         for record in records:
             try:

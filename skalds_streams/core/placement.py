@@ -17,6 +17,8 @@ from skalds_streams.core.membership import Member, Members
 from skalds_streams.core.row import Row
 
 TRIES_ON_ONE_SKALD = 5
+EXPECTED_BACK = "is expected back"
+"""Why a task waits for one skald although others may be able to take it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,7 @@ def choose(row: Row, members: Members, load: Load) -> Choice:
     if row.class_name is None:
         return Choice(waiting={"*": "no Task document: the class of this task is not known yet"}, members_offset=offset)
     if row.last_skald is not None and members.is_reserved(row.last_skald) and row.recipient in (None, row.last_skald):
-        return Choice(waiting={row.last_skald: "is expected back"}, members_offset=offset)
+        return Choice(waiting={row.last_skald: EXPECTED_BACK}, members_offset=offset)
     able, waiting = survey(row, members, load)
     if row.recipient is not None and row.recipient not in waiting and not able:
         waiting = {row.recipient: "recipient is not here"}

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from skalds_streams.core.placement import EXPECTED_BACK
 from skalds_streams.core.row import Cause, Release, Row, Status, Wanted
 from skalds_streams.projections.masking import error_text
 
@@ -73,6 +74,8 @@ def _waiting(row: Row, clean: Clean) -> Situation:
     if row.retry_at_ms:
         text = f"{error_text(clean(row.error)) or 'crashed'} ({crashes(row.attempt)}). Next try"
         return Situation(text, at_ms=row.retry_at_ms, tone="bad")
+    if row.waiting and set(row.waiting.values()) == {EXPECTED_BACK}:
+        return Situation("Waits for " + ", ".join(f"{skald_id}, which {EXPECTED_BACK}" for skald_id in row.waiting))
     if row.waiting:
         return Situation("No skald can take it: " + "; ".join(waiting_reasons(row, clean)), tone="wait")
     return Situation("Waits for a skald", tone="wait")

@@ -246,7 +246,8 @@ def _last_command(moves: Sequence[Move]) -> Wanted:
     latest = {"assign": 0, "cancel": 0}
     won = [(0, 1, -1, Wanted.CANCEL)]
     for at, move in enumerate(moves):
-        if move.kind not in latest or (move.release is Release.MOVE and move.spec == events.TaskSpec()):
+        only_moves = move.kind == "assign" and move.release is Release.MOVE and move.spec == events.TaskSpec()
+        if move.kind not in latest or only_moves:
             continue
         sent = max(move.at_ms if move.at_ms <= move.now_ms + AHEAD_MS else move.now_ms, 0)
         if move.origin is not None and sent < latest[move.kind]:
