@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 
 import click
@@ -59,11 +60,28 @@ async def _drain(options: Options, node: str, only_plan: bool, timeout_s: float)
         movings = begin(view, steps, sent=True)
         try:
             await ask_node(cluster, "drain", node)
-            await follow(cluster, view, movings, timeout_s, silent=options.json)
+            await _follow_all(options, cluster, view, node, movings, timeout_s)
         except asyncio.CancelledError:
             say_interrupted(movings, f"; {node} stays drained, `skalds-streams undrain {node}` takes it back")
             raise
         return _say(options, view, node, movings, timeout_s)
+
+
+async def _follow_all(
+    options: Options, cluster: Cluster, view: ClusterView, node: str, movings: list[Moving], timeout_s: float
+) -> None:
+    """Until nothing that can move is left, what came to the node meanwhile included."""
+    until_s = time.monotonic() + timeout_s
+    turn = list(movings)
+    while True:
+        await follow(cluster, view, turn, until_s - time.monotonic(), silent=options.json)
+        known = {moving.task_id for moving in movings}
+        left = plan_drain(list(view.rows.values()), view.members, node, now_ms())
+        fresh = [step for step in left if step.task_id not in known]
+        turn = begin(view, fresh, sent=True)
+        if not turn or time.monotonic() >= until_s:
+            return
+        movings += turn
 
 
 async def ask_node(cluster: Cluster, kind: str, node: str) -> None:

@@ -164,9 +164,9 @@ async def follow(
     with board.shown(len(movings)), view.subscribe() as changes:
         while True:
             if ask is not None and (turn := _turn(movings)):
-                await ask(turn)
                 for moving in turn:
                     moving.sent, moving.stage = True, Stage(0, "asked")
+                await ask(turn)
             for moving in movings:
                 if moving.sent and not moving.is_over:
                     moving.stage = _now(cluster, view, moving)

@@ -70,7 +70,7 @@ class Imagined:
     def why_not(self, row: Row, source: str | None) -> Mapping[str, str]:
         """Why each skald but the one that has it can't take a task."""
         if row.recipient is not None and row.recipient == source:
-            return {source: "is pinned to it"}
+            return {"*": f"it is pinned to {source}"}
         _, waiting = survey(let_go(row), self.members, self.load)
         reasons = {skald_id: reason for skald_id, reason in waiting.items() if skald_id != source}
         return reasons or {"*": "no other skald is here"}

@@ -60,7 +60,8 @@ def _held(row: Row, skald_id: str, clean: Clean) -> Situation:
     if row.release is Release.RESTART:
         return Situation(f"Restarting; {skald_id} is stopping the present run", tone="wait")
     if row.release is Release.MOVE:
-        return Situation(f"Moving; {skald_id} is stopping the present run", tone="wait")
+        to = f" to {row.move_to}" if row.move_to is not None else ""
+        return Situation(f"Moving{to}; {skald_id} is stopping the present run", tone="wait")
     if row.status is Status.ASSIGNING:
         return Situation(f"Starting on {skald_id}", tone="wait")
     if row.attempt:

@@ -86,7 +86,7 @@ async def test_a_node_is_drained_and_comes_back(system: System) -> None:
     assert targets == {**dict.fromkeys(ids, ("b", {})), "pinned": (None, {"a": "recipient is not here"})}
     lines = plan.splitlines()
     assert lines[0].split() == ["TASK", "CLASS", "FROM", "TO", "WHY", "NOT"]
-    assert lines[1].split() == ["pinned", "Idle", "a", "would", "stay", "a:", "is", "pinned", "to", "it"]
+    assert lines[1].split() == ["pinned", "Idle", "a", "would", "stay", "it", "is", "pinned", "to", "a"]
     assert lines[3].split() == ["t00", "Idle", "a", "b"]
     assert lines[-1] == "4 tasks would move, 1 would stay"
     await all_on(system, ids, "a")
@@ -102,7 +102,7 @@ async def test_a_node_is_drained_and_comes_back(system: System) -> None:
 
     out, err = await call(system, "drain", "a", code=1)
     assert out == "a takes nothing new; nothing moved, 1 task can't\n"
-    assert err == "pinned: stays on a: a: is pinned to it\n"
+    assert err == "pinned: stays on a: it is pinned to a\n"
     (listed, _), (told, _) = await asyncio.gather(call(system, "ps"), call(system, "describe", "pinned"))
     assert "a draining" in listed
     assert "a (draining)" in listed

@@ -52,7 +52,7 @@ def test_a_drain_says_who_takes_what_and_what_stays_and_changes_nothing() -> Non
     rows = [held("t1"), held("t2"), held("t3"), held("pinned", recipient="a"), held("other", "c", class_name="Feed")]
     steps = plan_drain(rows, members, "a")
     assert brief(steps) == [("pinned", "a", None), ("t1", "a", "b"), ("t2", "a", "b"), ("t3", "a", None)]
-    assert steps[0].reasons == {"a": "is pinned to it"}
+    assert steps[0].reasons == {"*": "it is pinned to a"}
     assert steps[3].reasons == {"b": "full 2/2", "c": "no class Cam"}
     assert not members.is_drained("a")
 
