@@ -34,6 +34,7 @@ from skalds_streams.cli.rows import (
     status_suffix,
     tries_words,
 )
+from skalds_streams.core.placement import EXPECTED_BACK
 from skalds_streams.core.row import Cause, Row
 from skalds_streams.errors import SkaldsError
 from skalds_streams.projections.masking import error_text, masked_doc, text_cleaner
@@ -126,19 +127,21 @@ def facts(row: Row, table: Table, words: frozenset[str], now: int) -> Iterator[t
     told = situation(row, clean)
     yield "class", row.class_name or "not known yet"
     yield "wanted", WANTED[row.wanted]
-    if row.is_waiting and row.waiting and not row.retry_at_ms:
+    expected = set((row.waiting or {}).values()) == {EXPECTED_BACK}
+    if row.is_waiting and row.waiting and not row.retry_at_ms and not expected:
         yield "now", "No skald can take it"
     elif told.text:
         yield "now", one_line(told.text) + (f" at {when(told.at_ms)}" if told.at_ms else "")
     if row.holder is not None:
         state = holder_state(row, table.members)
+        state = "not in the heartbeats" if state == "unknown" else state
         yield (
             "held by",
             f"{row.holder.skald_id} ({state}), incarnation {row.holder.incarnation}, epoch {row.holder.epoch}",
         )
     elif row.last_skald:
         yield "last held by", f"{row.last_skald}, epoch {row.epoch}"
-    for reason in waiting_reasons(row, clean) if row.is_waiting else ():
+    for reason in waiting_reasons(row, clean) if row.is_waiting and not expected else ():
         yield "waits for", reason
     if row.recipient:
         yield "recipient", row.recipient

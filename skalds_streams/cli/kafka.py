@@ -6,6 +6,7 @@ following begins before sending, so that no answer is missed. Reading ranges is 
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -34,6 +35,7 @@ from skalds_streams.replay.reader import (
 from skalds_streams.replay.recording import Entry, read_entry
 from skalds_streams.settings import Settings
 from skalds_streams.topics import Topics
+from skalds_streams.view.cluster import ClusterView
 
 FIRST_WINDOW = 5_000
 """Offsets read at first to find the last records of a task; four times more each time until there are enough."""
@@ -110,7 +112,7 @@ async def read_table(cluster: Cluster, reader: LogReader, task_id: str | None = 
 
 async def read_members(cluster: Cluster, reader: LogReader) -> tuple[Members, list[str]]:
     """(who is there, the heartbeats that could not be understood, in words)."""
-    members, problems = Members(), list[str]()
+    members, problems = Members(cluster.settings.hold_beats), list[str]()
     async for records in reader.read(await reader.whole(cluster.topics.heartbeat, [0])):
         for record in records:
             try:
@@ -118,6 +120,19 @@ async def read_members(cluster: Cluster, reader: LogReader) -> tuple[Members, li
             except (ValueError, TypeError, AttributeError) as error:
                 problems.append(f"{record.where}: {error}")
     return members, problems
+
+
+@asynccontextmanager
+async def live_view(cluster: Cluster) -> AsyncIterator[ClusterView]:
+    """Rows and members as they change, read to their ends."""
+    view = ClusterView(cluster.topics, cluster.client, cluster.settings.hold_beats)
+    reading = asyncio.create_task(view.run(), name="cli-view")
+    try:
+        await view.wait_caught_up()
+        yield view
+    finally:
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
 
 
 # -- history -----------------------------------------------------------------------------------------------------------
@@ -173,23 +188,39 @@ class Sent:
         return f"{self.topic}/{self.partition}@{self.offset}"
 
 
-async def send(cluster: Cluster, events: Sequence[tuple[str, str, bytes]]) -> list[Sent]:
-    """Send (topic, task id, value) and wait until the broker has them all.
+class Sender:
+    """Sends as long as it is open (`sending`)."""
 
-    The broker's own partitioning by key decides the partition.
-    """
-    most = max(len(value) for _, _, value in events) + REQUEST_BYTES
-    producer = AIOKafkaProducer(
-        **cluster.client, enable_idempotence=True, acks="all", max_request_size=max(most, 1024 * 1024)
-    )
+    def __init__(self, producer: AIOKafkaProducer) -> None:
+        self._producer = producer
+
+    async def send(self, events: Sequence[tuple[str, str, bytes]]) -> list[Sent]:
+        """Send (topic, key, value) and wait until the broker has them all.
+
+        The broker's own partitioning by key decides the partition.
+        """
+        futures = [await self._producer.send(topic, value, key=key.encode()) for topic, key, value in events]
+        placed = [await future for future in futures]
+        return [Sent(item.topic, item.partition, item.offset) for item in placed]
+
+
+@asynccontextmanager
+async def sending(cluster: Cluster, most_bytes: int = 0) -> AsyncIterator[Sender]:
+    """A sender of values of at most so many bytes (or 1 MB)."""
+    most = max(most_bytes + REQUEST_BYTES, 1024 * 1024)
+    producer = AIOKafkaProducer(**cluster.client, enable_idempotence=True, acks="all", max_request_size=most)
     with translated_errors(cluster.client):
         try:
             await producer.start()
-            futures = [await producer.send(topic, value, key=task_id.encode()) for topic, task_id, value in events]
-            placed = [await future for future in futures]
+            yield Sender(producer)
         finally:
             await producer.stop()
-    return [Sent(item.topic, item.partition, item.offset) for item in placed]
+
+
+async def send(cluster: Cluster, events: Sequence[tuple[str, str, bytes]]) -> list[Sent]:
+    """Send (topic, key, value) and wait until the broker has them all."""
+    async with sending(cluster, max(len(value) for _, _, value in events)) as sender:
+        return await sender.send(events)
 
 
 class Follower:

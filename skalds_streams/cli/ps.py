@@ -106,7 +106,7 @@ async def _once(options: Options, chosen: Filter) -> None:
 
 async def _watch(options: Options, chosen: Filter) -> None:
     cluster = await connect(options.settings, "changelog", "heartbeat")
-    view = ClusterView(cluster.topics, cluster.client)
+    view = ClusterView(cluster.topics, cluster.client, cluster.settings.hold_beats)
     console = out()
     async with asyncio.TaskGroup() as group:
         group.create_task(view.run(), name="ps-view")
@@ -189,6 +189,9 @@ def summary(rows: Sequence[Row], members: Members) -> str:
         f"{one_line(member.skald_id)} {_state(member, members)} {member.running}/{member.capacity}"
         for member in _by_id(members)
         if member.role != "coordinator"
+    )
+    skalds = ", ".join(
+        [*([skalds] if skalds else []), *(f"{one_line(name)} expected back" for name in members.reserved)]
     )
     tasks = "1 task" if len(rows) == 1 else f"{len(rows)} tasks"
     return f"{tasks}, {running} running; skalds: {skalds or 'none'}"

@@ -16,10 +16,12 @@ from aiokafka.errors import KafkaError as ClientError
 
 from skalds_streams.coordinator.journal import Forwarder, Journal
 from skalds_streams.coordinator.journals import Journals
-from skalds_streams.core.due import RETENTION_MS, Due, find_due
+from skalds_streams.core.due import RETENTION_MS, Due, Room, find_due, room_of
 from skalds_streams.core.membership import Members
 
 PERIOD_S = 1.0
+SOON_S = 0.2
+"""Pause when tasks wait for others to have left a drained skald."""
 AGAIN_MS = 5_000
 MOST_AT_ONCE = 1_000
 
@@ -43,6 +45,7 @@ class DueTimer:
         self._journals, self._members, self._forwarder, self._now_ms = journals, members, forwarder, now_ms
         self._said: dict[tuple[str, str, int, int], int] = {}
         self._wake = asyncio.Event()
+        self._held_back = False
 
     def wake(self) -> None:
         """Membership has changed: look now."""
@@ -52,7 +55,7 @@ class DueTimer:
         """Look for ever. `is_ready`: heartbeats are read to their end, so that nobody is missed."""
         while True:
             with suppress(TimeoutError):
-                async with asyncio.timeout(PERIOD_S):
+                async with asyncio.timeout(SOON_S if self._held_back else PERIOD_S):
                     await self._wake.wait()
             self._wake.clear()
             if not is_ready():
@@ -62,8 +65,9 @@ class DueTimer:
             except (ClientError, TimeoutError, OSError) as error:
                 log.warning("timers.not_written", error=repr(error))
 
-    def _due(self, journal: Journal, now_ms: int) -> Iterator[Due]:
-        return find_due(list(journal.rows.values()), self._members, journal.load, now_ms, self._retention_ms)
+    def _due(self, journal: Journal, now_ms: int, room: Room) -> Iterator[Due]:
+        rows = list(journal.rows.values())
+        return find_due(rows, self._members, journal.load, now_ms, self._retention_ms, room)
 
     async def _look(self) -> None:
         now_ms = self._now_ms()
@@ -77,14 +81,16 @@ class DueTimer:
             self._wake.set()
 
     def _unsaid(self, now_ms: int) -> Iterator[Due]:
-        for journal in list(self._journals):
-            if not journal.opened.is_set():
-                continue
-            for due in self._due(journal, now_ms):
+        journals = [journal for journal in self._journals if journal.opened.is_set()]
+        rows = (row for journal in journals for row in journal.rows.values())
+        room = room_of(rows, self._members, [journal.load for journal in journals], now_ms)
+        for journal in journals:
+            for due in self._due(journal, now_ms, room):
                 key = (due.kind, due.task_id, due.epoch, due.attempt + due.revision)
                 if key not in self._said:
                     self._said[key] = now_ms
                     yield due
+        self._held_back = room.held_back > 0
 
 
 def _document(due: Due, now_ms: int) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from skalds_streams.core import events
+from skalds_streams.core.moves import let_go, moved, settled
 from skalds_streams.core.patch import merge_patch
 from skalds_streams.core.placement import Choice
 from skalds_streams.core.restarts import attempts_after_crash, backoff_ms
@@ -119,13 +120,20 @@ def _sent_at(cause: Cause, context: Context) -> int:
 
 
 def _assign(row: Row, event: events.Assign, context: Context) -> Row:
+    if event.release is Release.MOVE and event.spec == events.TaskSpec():
+        return moved(row, event.to)
     if event.origin is not None and _sent_at(event.cause, context) < row.assign_at_ms:
         return replace(row, note=f"superseded by assign at {row.assign_at_ms}")
     at_ms = _time_of(event.cause, row.assign_at_ms, context)
     described = _described(replace(row, assign_at_ms=at_ms), event.spec, at_ms)
     if at_ms <= row.cancel_at_ms:
         return replace(described, note=f"superseded by cancel at {row.cancel_at_ms}")
-    release = event.release or _needs_release(row, described)
+    asked = event.release
+    if asked is Release.MOVE and row.holder is not None and described.recipient == row.holder.skald_id:
+        asked = None  # pinned to where it is
+    release = asked or _needs_release(row, described)
+    if release is Release.MOVE:
+        described = replace(described, move_to=event.to)
     if event.then is Wanted.PAUSE:
         return _pause(described)
     if row.holder is not None:
@@ -283,11 +291,11 @@ def _refused(row: Row, event: events.Refused, context: Context) -> Row | str:
 
 
 def _freed(row: Row) -> Row:
+    row = replace(row, running_since_ms=0, unanswered={})
+    if row.release is Release.MOVE:
+        return let_go(row)
     held = row.holder.skald_id if row.holder else row.last_skald
-    moved = row.release is Release.MOVE
-    return replace(
-        row, holder=None, release=None, running_since_ms=0, unanswered={}, last_skald=None if moved else held
-    )
+    return replace(row, holder=None, release=None, last_skald=held)
 
 
 def _settled(row: Row, context: Context) -> Row | None:
@@ -373,6 +381,7 @@ def _expired(row: Row, event: events.Expired) -> Row | str:
 
 def _place(row: Row, context: Context) -> tuple[Row, Choice | None]:
     """Give a waiting row a holder, or the reasons why nobody can be it. A row in back-off waits for its Retry."""
+    row = settled(row)
     if not row.is_waiting or row.retry_at_ms > 0:
         return (replace(row, waiting=None) if row.waiting is not None else row), None
     choice = context.choose(row)
@@ -380,4 +389,5 @@ def _place(row: Row, context: Context) -> tuple[Row, Choice | None]:
         return replace(row, waiting=dict(choice.waiting)), None
     epoch = row.epoch + 1
     holder = Holder(choice.skald_id, choice.incarnation, epoch, choice.members_offset)
-    return replace(row, holder=holder, epoch=epoch, waiting=None, last_skald=choice.skald_id), choice
+    placed = replace(row, holder=holder, epoch=epoch, waiting=None, move_to=None, moved_from=None)
+    return replace(placed, last_skald=choice.skald_id), choice

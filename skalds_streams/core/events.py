@@ -48,6 +48,8 @@ class Assign(Command):
     then: Wanted = Wanted.RUN
     release: Release | None = None
     """Ask the holder to stop first, then place anew (action restart or move)."""
+    to: str | None = None
+    """Of a move: the skald that is preferred this once. It pins nothing."""
 
 
 @dataclass(frozen=True, slots=True)

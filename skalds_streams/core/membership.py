@@ -214,6 +214,11 @@ class Members:
         """Whether what this skald ran is kept for it: it has said that it comes back."""
         return skald_id in self._reserved
 
+    @property
+    def reserved(self) -> tuple[str, ...]:
+        """Ids of the skalds that are expected back."""
+        return tuple(sorted(self._reserved))
+
     def why_dead(self, incarnation: str) -> str | None:
         return self._dead.get(incarnation) or ("not in the heartbeats" if incarnation not in self._live else None)
 

@@ -1,8 +1,9 @@
 """Which skald gets a task: a pure function of the row, who is there, and how much each has.
 
-A recipient pins. Otherwise, among those that have the class, the labels and the room: the one that held the task last,
-then rendezvous hashing weighted by free capacity, so that a node that comes or goes moves few tasks. Nobody capable:
-the reason per skald, for people.
+A recipient pins. Otherwise, among those that have the class, the labels and the room: the one that a move names, the
+one that held the task last, then rendezvous hashing weighted by free capacity, so that a node that comes or goes moves
+few tasks. A task that is moved goes back only when nobody else can take it. Nobody capable: the reason per skald, for
+people.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from skalds_streams.core.membership import Member, Members
 from skalds_streams.core.row import Row
 
 TRIES_ON_ONE_SKALD = 5
+EXPECTED_BACK = "is expected back"
+"""Why a task waits for one skald although others may be able to take it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +36,9 @@ class Load:
     partition.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *others: Load) -> None:
+        """others: what they know counts, too."""
+        self._others = others
         self._placed: dict[str, list[tuple[int, int]]] = {}
 
     def note(self, incarnation: str, members_offset: int, weight: int) -> None:
@@ -42,12 +47,13 @@ class Load:
 
     def extra(self, member: Member) -> int:
         """Weight placed on a member since its last beat."""
+        others = sum(load.extra(member) for load in self._others)
         placed = self._placed.get(member.incarnation)
         if not placed:
-            return 0
+            return others
         recent = [item for item in placed if item[0] >= member.last_offset]
         self._placed[member.incarnation] = recent
-        return sum(weight for _, weight in recent)
+        return others + sum(weight for _, weight in recent)
 
 
 def choose(row: Row, members: Members, load: Load) -> Choice:
@@ -56,7 +62,18 @@ def choose(row: Row, members: Members, load: Load) -> Choice:
     if row.class_name is None:
         return Choice(waiting={"*": "no Task document: the class of this task is not known yet"}, members_offset=offset)
     if row.last_skald is not None and members.is_reserved(row.last_skald) and row.recipient in (None, row.last_skald):
-        return Choice(waiting={row.last_skald: "is expected back"}, members_offset=offset)
+        return Choice(waiting={row.last_skald: EXPECTED_BACK}, members_offset=offset)
+    able, waiting = survey(row, members, load)
+    if row.recipient is not None and row.recipient not in waiting and not able:
+        waiting = {row.recipient: "recipient is not here"}
+    if not able:
+        return Choice(waiting=waiting or {"*": "no skald is here"}, members_offset=offset)
+    best = _best(row, able)
+    return Choice(best.skald_id, best.incarnation, members_offset=offset)
+
+
+def survey(row: Row, members: Members, load: Load) -> tuple[list[tuple[Member, int]], dict[str, str]]:
+    """(who can take the task, with its free capacity; why each other skald can't)."""
     waiting: dict[str, str] = {}
     able: list[tuple[Member, int]] = []
     for member in members:
@@ -66,12 +83,7 @@ def choose(row: Row, members: Members, load: Load) -> Choice:
             able.append((member, member.capacity - used))
         else:
             waiting[member.skald_id] = reason
-    if row.recipient is not None and row.recipient not in waiting and not able:
-        waiting = {row.recipient: "recipient is not here"}
-    if not able:
-        return Choice(waiting=waiting or {"*": "no skald is here"}, members_offset=offset)
-    best = _best(row, able)
-    return Choice(best.skald_id, best.incarnation, members_offset=offset)
+    return able, waiting
 
 
 def refusal(row: Row, member: Member, used: int, *, silent: bool) -> str | None:
@@ -95,8 +107,11 @@ def refusal(row: Row, member: Member, used: int, *, silent: bool) -> str | None:
 
 
 def _best(row: Row, able: list[tuple[Member, int]]) -> Member:
+    for member, _ in able:
+        if member.skald_id == row.move_to:
+            return member
     tired = row.last_skald if row.attempt and row.attempt % TRIES_ON_ONE_SKALD == 0 else None
-    fresh = [item for item in able if item[0].skald_id != tired] or able
+    fresh = [item for item in able if item[0].skald_id not in (tired, row.moved_from)] or able
     for member, _ in fresh:
         if member.skald_id == row.last_skald:
             return member

@@ -115,6 +115,10 @@ class Row:
     """When a task that still runs or waits is cancelled."""
     running_since_ms: int = 0
     last_skald: str | None = None
+    move_to: str | None = None
+    """Skald that the next placement prefers, once."""
+    moved_from: str | None = None
+    """Skald that the next placement passes over, if another can take the task."""
     error: Json | None = None
     """{"type", "message", "field"?, "traceback": [lines]} of the last crash or failure."""
     waiting: Mapping[str, str] | None = None

@@ -106,8 +106,9 @@ def _parse_command(record: Record, doc: dict[str, Any], topics: Topics, limits: 
             raise WireError(
                 f"{len(ids)} ids times {size} bytes of attachments, the limit is {limits.fan_out_bytes}: send several"
             )
-    if event.recipient and len(event.recipient) > MAX_NAME:
-        raise WireError(f"recipient has {len(event.recipient)} characters, the limit is {MAX_NAME}")
+    for name, skald in (("recipient", event.recipient), ("to", event.to)):
+        if skald and len(skald) > MAX_NAME:
+            raise WireError(f"{name} has {len(skald)} characters, the limit is {MAX_NAME}")
     reason = _reason(record, event.reason)
     cause = Cause(kind, record.topic, record.partition, record.offset, record.timestamp_ms, reason)
     own: list[events.Event] = []
@@ -239,18 +240,26 @@ def _command(
     if kind == "Update":
         return events.Update(task_id, cause, attachments=event.attachments, merge=bool(event.merge))
     spec = specs.get(task_id, events.TaskSpec())
-    return _assign(task_id, cause, spec=spec, recipient=event.recipient, action=event.action)
+    return _assign(task_id, cause, spec=spec, recipient=event.recipient, action=event.action, to=event.to)
 
 
 def _assign(
-    task_id: str, cause: Cause, *, spec: events.TaskSpec, recipient: str | None, action: str | None, **origin: Any
+    task_id: str,
+    cause: Cause,
+    *,
+    spec: events.TaskSpec,
+    recipient: str | None,
+    action: str | None,
+    to: str | None,
+    **origin: Any,
 ) -> events.Assign:
     if recipient:
         values = {name: getattr(spec, name) for name in _SPEC_FIELDS}
         spec = events.TaskSpec(**{**values, "recipient": recipient})
     then = Wanted.PAUSE if action == "pause" else Wanted.RUN
     release = {"restart": Release.RESTART, "move": Release.MOVE}.get(action or "")
-    return events.Assign(task_id, cause, spec=spec, then=then, release=release, **origin)
+    target = to or None if release is Release.MOVE else None
+    return events.Assign(task_id, cause, spec=spec, then=then, release=release, to=target, **origin)
 
 
 _SPEC_FIELDS = (
@@ -290,6 +299,7 @@ def _forward(
         "spec": {name: getattr(spec, name) for name in _SPEC_FIELDS} if spec else None,
         "recipient": event.recipient,
         "action": event.action,
+        "to": event.to,
         "attachments": event.attachments if kind == "Update" else None,
         "merge": bool(event.merge),
     }
@@ -316,8 +326,10 @@ def _forwarded(
     _check_spec(spec)
     _check_attachments(spec.attachments, limits)
     recipient = doc.get("recipient") or None
-    _check_spec(events.TaskSpec(recipient=recipient))
-    return _assign(task_id, cause, spec=spec, recipient=recipient, action=doc.get("action"), **origin)
+    to = doc.get("to") or None
+    for name in (recipient, to):
+        _check_spec(events.TaskSpec(recipient=name))
+    return _assign(task_id, cause, spec=spec, recipient=recipient, action=doc.get("action"), to=to, **origin)
 
 
 # -- reports

@@ -24,7 +24,7 @@ from skalds_streams.model.task import Task
 
 Action = Literal["restart", "pause", "resume", "move"]
 
-_BEYOND_UPSTREAM = frozenset({"tasks", "attachments", "action", "reason", "merge"})
+_BEYOND_UPSTREAM = frozenset({"tasks", "attachments", "action", "to", "reason", "merge"})
 
 
 def now_ms() -> int:
@@ -38,7 +38,8 @@ class TaskEvent(BaseModel):
     `task_ids`: strings; anything else is refused with its index (upstream lets a number through, which then finds no
     task). `recipient` pins the tasks to that skald. Beyond upstream, left out of dumps while None: `tasks`, Task
     documents (dicts or `Task`) for assign; `attachments`, the new parameters for update, and `merge`, true when they
-    are an RFC 7386 patch; `action` of an assign; `reason`, free text kept with the cause.
+    are an RFC 7386 patch; `action` of an assign, and `to`, the skald that a move prefers this once, without pinning;
+    `reason`, free text kept with the cause.
     Raises pydantic.ValidationError.
     """
 
@@ -55,6 +56,7 @@ class TaskEvent(BaseModel):
     tasks: list[Any] | None = None
     attachments: Any = None
     action: Action | None = None
+    to: str | None = None
     reason: str | None = None
     merge: bool | None = None
 

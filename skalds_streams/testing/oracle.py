@@ -46,6 +46,8 @@ def opinions(logs: Logs, topics: Topics) -> Mapping[str, Opinion]:
             continue
         for task_id, kind, at_ms, document, forwarded in _commands(place, logs, topics):
             opinion = found[task_id]
+            if kind == "Assign" and _only_moves(task_id, document):
+                continue
             if kind == "Cancel":
                 opinion.cancelled_at = max(opinion.cancelled_at, at_ms)
             elif kind == "Assign" and not (forwarded and at_ms < opinion.assigned_at):
@@ -105,7 +107,18 @@ def _commands(
 def _event_of(forwarded: Mapping[str, Any]) -> Mapping[str, Any]:
     spec = forwarded.get("spec") or {}
     task = {"id": forwarded["task_id"], "className": spec.get("class_name")}
-    return {"action": forwarded.get("action"), "tasks": [task] if spec.get("class_name") else []}
+    recipient = forwarded.get("recipient")
+    return {
+        "action": forwarded.get("action"),
+        "recipient": recipient,
+        "tasks": [task] if spec.get("class_name") else [],
+    }
+
+
+def _only_moves(task_id: str, document: Mapping[str, Any]) -> bool:
+    """A move that describes nothing says where a task runs, not that it should."""
+    said = document.get("recipient") or _class_names(task_id, document)
+    return document.get("action") == "move" and not said
 
 
 def _class_names(task_id: str, document: Mapping[str, Any]) -> list[str]:

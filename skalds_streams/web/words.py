@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from skalds_streams.core.placement import EXPECTED_BACK
 from skalds_streams.core.row import Cause, Release, Row, Status, Wanted
 from skalds_streams.projections.masking import error_text
 
@@ -59,7 +60,8 @@ def _held(row: Row, skald_id: str, clean: Clean) -> Situation:
     if row.release is Release.RESTART:
         return Situation(f"Restarting; {skald_id} is stopping the present run", tone="wait")
     if row.release is Release.MOVE:
-        return Situation(f"Moving; {skald_id} is stopping the present run", tone="wait")
+        to = f" to {row.move_to}" if row.move_to is not None else ""
+        return Situation(f"Moving{to}; {skald_id} is stopping the present run", tone="wait")
     if row.status is Status.ASSIGNING:
         return Situation(f"Starting on {skald_id}", tone="wait")
     if row.attempt:
@@ -73,6 +75,8 @@ def _waiting(row: Row, clean: Clean) -> Situation:
     if row.retry_at_ms:
         text = f"{error_text(clean(row.error)) or 'crashed'} ({crashes(row.attempt)}). Next try"
         return Situation(text, at_ms=row.retry_at_ms, tone="bad")
+    if row.waiting and set(row.waiting.values()) == {EXPECTED_BACK}:
+        return Situation("Waits for " + ", ".join(f"{skald_id}, which {EXPECTED_BACK}" for skald_id in row.waiting))
     if row.waiting:
         return Situation("No skald can take it: " + "; ".join(waiting_reasons(row, clean)), tone="wait")
     return Situation("Waits for a skald", tone="wait")

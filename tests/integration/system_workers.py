@@ -7,7 +7,13 @@ from pathlib import Path
 
 from pydantic import BaseModel, Field, SecretStr
 
-from skalds_streams.worker import BaseTaskWorker, NonRetryableError, run_main_handler, update_event_handler
+from skalds_streams.worker import (
+    BaseTaskWorker,
+    NonRetryableError,
+    release_handler,
+    run_main_handler,
+    update_event_handler,
+)
 
 
 class IdleParams(BaseModel):
@@ -43,6 +49,14 @@ class Keeper(Idle):
     """Runs on without a lease."""
 
     on_disconnect = "keep"
+
+
+class Slow(Idle):
+    """Takes its time to stop."""
+
+    @release_handler
+    def release(self) -> None:
+        time.sleep(2)
 
 
 class OneShotParams(BaseModel):

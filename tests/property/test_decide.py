@@ -15,7 +15,7 @@ from skalds_streams.core import events
 from skalds_streams.core.decide import AHEAD_MS, Context, decide
 from skalds_streams.core.invariants import check_step
 from skalds_streams.core.placement import Choice
-from skalds_streams.core.row import NO_CAUSE, Cause, Row, Wanted
+from skalds_streams.core.row import NO_CAUSE, Cause, Release, Row, Wanted
 from skalds_streams.model.changelog import ChangelogState
 from skalds_streams.model.documents import Positions, decode_positions, decode_row, encode_positions, encode_row
 from tests.property.strategies import (
@@ -246,7 +246,8 @@ def _last_command(moves: Sequence[Move]) -> Wanted:
     latest = {"assign": 0, "cancel": 0}
     won = [(0, 1, -1, Wanted.CANCEL)]
     for at, move in enumerate(moves):
-        if move.kind not in latest:
+        only_moves = move.kind == "assign" and move.release is Release.MOVE and move.spec == events.TaskSpec()
+        if move.kind not in latest or only_moves:
             continue
         sent = max(move.at_ms if move.at_ms <= move.now_ms + AHEAD_MS else move.now_ms, 0)
         if move.origin is not None and sent < latest[move.kind]:

@@ -185,6 +185,7 @@ def _command(topic: str, ids: Sequence[str], data: bytes) -> dict[str, Any]:
             described = {**task, **more, "source": "s", "attachments": pick(_PARAMETERS, data[10])}
             doc["tasks"] = [{**described, "id": name} for name in ids[: 1 + data[9] % 4]]
         doc |= {"action": action, "recipient": pick((None, None, None, "a"), data[13])}
+        doc["to"] = pick((None, "a", "b", "z"), data[13] >> 2)
     return doc
 
 

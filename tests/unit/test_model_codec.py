@@ -86,6 +86,13 @@ def test_actions(action: str | None, then: Wanted, release: Release | None) -> N
     assert (event.then, event.release) == (then, release)
 
 
+def test_a_move_may_name_a_skald_and_nothing_else_heeds_it() -> None:
+    assert understood(TOPICS.assign, {"taskIds": ["t"], "action": "move", "to": "b"}).to == "b"
+    assert understood(TOPICS.assign, {"taskIds": ["t"], "action": "move", "to": ""}).to is None
+    assert understood(TOPICS.assign, {"taskIds": ["t"], "to": "b"}).to is None
+    assert "to has 600 characters" in refused(TOPICS.assign, {"taskIds": ["t"], "action": "move", "to": "b" * 600})
+
+
 def test_an_update_names_its_task_in_the_key_or_in_the_value() -> None:
     assert understood(TOPICS.update, {"attachments": {"fps": 2}}, key=b"k").task_id == "k"
     both = understood(TOPICS.update, {"task_ids": ["t"], "attachments": {"fps": 2}, "merge": True}, key=b"k")
@@ -269,6 +276,7 @@ def direct(topic: str, doc: dict[str, Any], task_id: str = "u") -> Any:
     ("topic", "doc"),
     [
         (MANY.assign, {"taskIds": ["u"], "reason": "why", "recipient": "a", "action": "move"}),
+        (MANY.assign, {"taskIds": ["u"], "action": "move", "to": "b"}),
         (
             MANY.assign,
             {"taskIds": ["u"], "tasks": [{"id": "u", "className": "C", "source": "s", "attachments": {"a": 1}}]},

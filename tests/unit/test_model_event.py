@@ -87,12 +87,15 @@ def test_task_ids_are_required():
 
 
 def test_fields_of_ours_are_written_when_they_are_set():
-    event = TaskEvent(taskIds=["a"], attachments={"fixFrame": 3}, action="move", reason="disk full", merge=False)
+    event = TaskEvent(
+        taskIds=["a"], attachments={"fixFrame": 3}, action="move", to="b", reason="disk full", merge=False
+    )
     doc = json.loads(event.model_dump_json(by_alias=True))
     assert list(doc)[:7] == list(json.loads(FROM_CONTROLLER))
     assert {name: doc[name] for name in list(doc)[7:]} == {
         "attachments": {"fixFrame": 3},
         "action": "move",
+        "to": "b",
         "reason": "disk full",
         "merge": False,
     }

@@ -56,6 +56,8 @@ class Order:
             self.wanted = "cancel"
 
     def _assign(self, at: int, doc: Mapping[str, Any], forwarded: bool) -> None:
+        if doc["action"] == "move" and not doc["described"]:
+            return  # it says where, not whether
         if forwarded and at < self.assigned:
             return
         self.assigns += 1
@@ -78,18 +80,24 @@ class Order:
 
 
 def command_of(ledger: Ledger, row: Row) -> tuple[dict[str, Any], bool]:
-    """({"parameters", "action", "merge"}, whether it was forwarded) of the command that is a row's cause."""
+    """({"parameters", "action", "merge", "described"}, whether it was forwarded) of the command that is a row's cause.
+
+    described: an assign says more of the task than its id.
+    """
     why = row.why
     doc = orjson.loads(ledger.inputs[why.topic, why.partition, why.offset].value or b"{}")
     if why.topic == ledger.topics.report:
         spec = doc.get("spec") or {}
         parameters = doc.get("attachments") if doc.get("command") == "Update" else spec.get("attachments")
-        return {"parameters": parameters, "action": doc.get("action"), "merge": doc.get("merge")}, True
-    parameters = doc.get("attachments")
+        described = bool(spec or doc.get("recipient"))
+        about = {"parameters": parameters, "action": doc.get("action"), "merge": doc.get("merge")}
+        return {**about, "described": described}, True
+    parameters, described = doc.get("attachments"), bool(doc.get("recipient"))
     for task in doc.get("tasks") or ():
         if task["id"] == row.task_id and why.kind == "Assign":
-            parameters = task.get("attachments")
-    return {"parameters": parameters, "action": doc.get("action"), "merge": doc.get("merge")}, False
+            parameters, described = task.get("attachments"), True
+    about = {"parameters": parameters, "action": doc.get("action"), "merge": doc.get("merge")}
+    return {**about, "described": described}, False
 
 
 def order_of(ledger: Ledger, task_id: str) -> Order:
