@@ -8,6 +8,7 @@ each but the first two misbehaves in one way. For SKALDS_WORKERS:
     Leaker                       leaks threads, memory and descriptors until it has none left
     Printer                      prints 10 MB a second
     Crasher                      crashes after a while
+    Keeper                       runs on without a lease, so two of it overlap: the control that the witness sees it
     BlocksInInitialize, BlocksInBefore, BlocksInMain, BlocksInUpdate, BlocksInAfter, BlocksInRelease
                                  never return from that method
 
@@ -111,6 +112,12 @@ class SteadyAsync(BaseTaskWorker[Params]):
     @release_handler
     async def release(self) -> None:
         self.sayer.act(self.task_id, self.epoch)
+
+
+class Keeper(Steady):
+    """Not for runs that are to pass: it says that it may run twice."""
+
+    on_disconnect = "keep"
 
 
 class GilHolder(Steady):
@@ -277,5 +284,5 @@ NAUGHTY = (
     BlocksInAfter,
     BlocksInRelease,
 )
-RUNNING = ("Steady", "SteadyAsync", "Deaf", "Forker", "Printer", "BlocksInUpdate", "BlocksInRelease")
+RUNNING = ("Steady", "SteadyAsync", "Keeper", "Deaf", "Forker", "Printer", "BlocksInUpdate", "BlocksInRelease")
 """Classes whose tasks act all the time once nothing disturbs them."""

@@ -51,6 +51,8 @@ class Faults:
         if what == "coordinator":
             return await self._cluster.coordinator()
         free = [node for node in self._cluster.nodes if node.runs and not node.busy]
+        if what == "host":
+            free = [node for node in free if self._pids(what, node, fault.pick)]
         return free[int(fault.pick * len(free))] if free else None
 
     async def _node(self, fault: Fault, verb: str, what: str, node: Node) -> None:

@@ -35,13 +35,14 @@ DESCRIPTORS_MORE = 60
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What is to be run. `kinds`: of faults, in no order."""
+    """What is to be run. `kinds`: of faults, in no order. `only`: the class of all tasks."""
 
     seed: int
     seconds: float
     lease_ms: int
     tasks: int = 30
     kinds: Sequence[str] = tuple(KINDS)
+    only: str | None = None
 
     @property
     def lease_s(self) -> float:
@@ -66,7 +67,7 @@ class Run:
         self._leaks = Leaks([directory])
         self.cluster = ChaosCluster(directory, NAMES, lease_ms=order.lease_ms)
         self._dice = random.Random(order.seed)
-        self._tasks = classes_of(order.tasks, self._dice)
+        self._tasks = classes_of(order.tasks, self._dice, order.only)
         self._faults = Faults(self.cluster, self._note)
         self._disturbing: set[asyncio.Task[None]] = set()
         self._new: dict[str, int] = {}
