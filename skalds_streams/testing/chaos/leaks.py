@@ -15,6 +15,8 @@ OWN_DESCRIPTORS_MORE = 3
 """What the interpreter may open for itself meanwhile."""
 KNOWN_SUFFIXES = (".lock", ".log", ".log.1")
 """Files that a node keeps in its data directory."""
+LOG_BYTES_MOST = 48 * 1024 * 1024
+"""Three times what a host lets a task's log grow to: a worker prints on between two looks."""
 
 
 def places() -> set[str]:
@@ -53,6 +55,8 @@ class Leaks:
             for path in node.data_dir.rglob("*"):
                 if path.is_file() and not path.name.endswith(KNOWN_SUFFIXES):
                     yield f"file {path}"
+                elif path.is_file() and path.stat().st_size > LOG_BYTES_MOST:
+                    yield f"{path.stat().st_size} bytes in {path}"
         for name in sorted(places() - self._places):
             if "skald" in name:
                 yield f"file {name}"
