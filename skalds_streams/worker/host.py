@@ -8,7 +8,7 @@ The main thread runs user code; an I/O thread reads the socket; updates have a t
   holds the GIL for a lease ends, too.
 - Nothing is sent after the last frame, and no frame is ever cut by a stop.
 - The process ends by `os._exit`: threads that user code left behind do not keep it. What they started dies with the
-  process group.
+  process group; what the main thread forked is killed by the kernel in the same moment.
 
 What does not live here: the order of the hooks (`run`), forking (`zygote`).
 """
@@ -56,6 +56,7 @@ class Host:
         self._timer: kernel.KillTimer | None = None
         self._log_path = ""
         self._log_look_at = 0.0
+        self._forking = threading.local()
 
     def serve(self, registry: Registry) -> None:
         """Wait for the run, run it, say how it ended."""
@@ -65,7 +66,7 @@ class Host:
         self._renew(frame.get("lease_until_ms"))
         self._stopper.install()
         self._wakeup = self._stopper.open_wakeup()
-        os.register_at_fork(after_in_child=self._detach)
+        os.register_at_fork(before=self._note_fork, after_in_child=self._detach)
         self._log_path = frame["log_path"]
         redirect_output(self._log_path)
         kernel.set_name(f"skald:{frame['class']}")
@@ -138,8 +139,19 @@ class Host:
                 cap_log(self._log_path)
         return recv_frame(self._sock)
 
+    def _note_fork(self) -> None:
+        """User code is about to fork. The kernel's death signal follows the thread that does: only main will do."""
+        self._forking.parent = os.getpid() if threading.get_native_id() == os.getpid() else None
+
     def _detach(self) -> None:
-        """In a process that user code forked: it is not the host."""
+        """In a process that user code forked: it is not the host, and does not outlive it for a moment. When a machine
+        has stood still for longer than the lease, it might act before anybody who kills the group is awake.
+        """
+        parent = getattr(self._forking, "parent", None)
+        if parent is not None:
+            kernel.set_parent_death_signal(signal.SIGKILL)
+            if os.getppid() != parent:
+                os._exit(1)
         self._stopper.uninstall()
         self._sock.close()
 

@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from skalds_streams.settings import LEASE_MS
+from skalds_streams.testing.chaos.leaks import PREFIX
 from skalds_streams.testing.chaos.plan import KINDS
 from skalds_streams.testing.chaos.run import Order, Run, prepare_disks, release_disks
 from skalds_streams.testing.chaos.verdict import Outcome, as_doc, total
@@ -63,7 +64,7 @@ def main(
         tuple(kinds or KINDS),
         only,
     )
-    directory = Path(tempfile.mkdtemp(prefix="skalds-chaos-"))
+    directory = Path(tempfile.mkdtemp(prefix=PREFIX))
     has_disks = prepare_disks(directory)
     outcome = _one(order, directory, has_disks=has_disks)
     _append(results, outcome)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from skalds_streams.devcluster.ports import is_free
@@ -15,6 +15,8 @@ OWN_DESCRIPTORS_MORE = 3
 """What the interpreter may open for itself meanwhile."""
 KNOWN_SUFFIXES = (".lock", ".log", ".log.1")
 """Files that a node keeps in its data directory."""
+PREFIX = "skalds-chaos-"
+"""Of the directories of runs."""
 LOG_BYTES_MOST = 48 * 1024 * 1024
 """Three times what a host lets a task's log grow to: a worker prints on between two looks."""
 
@@ -27,8 +29,8 @@ def places() -> set[str]:
 class Leaks:
     """Look before and after: `Leaks()` when nothing of the run exists, `found` when nothing may be left of it."""
 
-    def __init__(self, allowed: Collection[Path] = ()) -> None:
-        self._places = places() | {str(path) for path in allowed}
+    def __init__(self) -> None:
+        self._places = places()
         self._descriptors = processes.descriptors(os.getpid())
 
     def found(self, cluster: ChaosCluster) -> list[str]:
@@ -58,5 +60,5 @@ class Leaks:
                 elif path.is_file() and path.stat().st_size > LOG_BYTES_MOST:
                     yield f"{path.stat().st_size} bytes in {path}"
         for name in sorted(places() - self._places):
-            if "skald" in name:
+            if "skald" in name and PREFIX not in name:  # another run's
                 yield f"file {name}"

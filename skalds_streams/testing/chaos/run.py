@@ -64,7 +64,7 @@ class Run:
         self._begun = time.monotonic()
         self._note_line = note
         self.outcome = Outcome(order.seed, order.lease_ms)
-        self._leaks = Leaks([directory])
+        self._leaks = Leaks()
         self.cluster = ChaosCluster(directory, NAMES, lease_ms=order.lease_ms)
         self._dice = random.Random(order.seed)
         self._tasks = classes_of(order.tasks, self._dice, order.only)
