@@ -107,7 +107,9 @@ class SteadyAsync(BaseTaskWorker[Params]):
 
     @update_event_handler
     async def update(self, data: Params) -> None:
-        self.sayer.act(self.task_id, self.epoch)
+        sayer = Sayer(sayer="update")  # main's may be in use: before main runs, an update has a loop of its own
+        sayer.act(self.task_id, self.epoch)
+        sayer.close()
 
     @release_handler
     async def release(self) -> None:

@@ -127,7 +127,7 @@ class Judge:
     def act(self, act: Act) -> None:
         """Take one act."""
         self._acts += 1
-        self._count(act)
+        self._count_number(act)
         if act.epoch <= self._cancelled.get(act.task, -1):
             self._overlap("act after the cancel was applied", act)
         runs = self._tasks.get(act.task)
@@ -172,7 +172,7 @@ class Judge:
         """It was reported that nothing of this epoch or an older one runs any more."""
         self._cancelled[task] = max(epoch, self._cancelled.get(task, -1))
 
-    def _count(self, act: Act) -> None:
+    def _count_number(self, act: Act) -> None:
         key = (act.actor, act.epoch, f"{act.task}/{act.sayer}")
         last = self._numbers.get(key)
         # A stop may end a sayer between the act and its counting: the same number twice is no loss.
