@@ -7,7 +7,7 @@ here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -29,6 +29,8 @@ from skalds_streams.topics import POSITIONS_KEY, Topics
 CHANGES_MOST = 2_000
 """Changed rows and copies for other partitions after which a batch takes no more records: one may name 10,000 tasks."""
 REASON_MOST = 2_048
+CONDEMNED_BYTES = 100_000
+CONDEMNED_HEADER_BYTES = 1_000
 
 Header = tuple[str, bytes]
 
@@ -186,6 +188,16 @@ class Stager:
         self.staged.placed.append(choice)
 
 
+def cut(record: Record) -> Record:
+    """As much of a record as surely fits into a dead letter."""
+    return replace(
+        record,
+        key=record.key if len(record.key or b"") <= CONDEMNED_HEADER_BYTES else None,
+        value=record.value[:CONDEMNED_BYTES] if record.value else None,
+        headers=[item for item in record.headers if len(item[0]) + len(item[1] or b"") <= CONDEMNED_HEADER_BYTES][:20],
+    )
+
+
 def deadletter(record: Record, reason: str, topics: Topics) -> Output:
     """The record as it came, with where it came from and why it is here."""
     headers = (
@@ -197,6 +209,13 @@ def deadletter(record: Record, reason: str, topics: Topics) -> Output:
         *((f"original.{name}", value) for name, value in record.headers),
     )
     return Output(topics.deadletter, record.key, record.value, headers)
+
+
+def condemned(record: Record, reason: str, topics: Topics) -> Output:
+    """A record that can't be written down as it is, cut to what surely fits, as a dead letter."""
+    if len(record.value or b"") > CONDEMNED_BYTES:
+        reason += f"; cut to {CONDEMNED_BYTES} bytes"
+    return deadletter(cut(record), reason, topics)
 
 
 def outputs(staged: Staged, positions: Positions, topics: Topics, secrecy: Secrecy) -> list[Output]:
@@ -227,3 +246,19 @@ def advanced(positions: Positions, staged: Staged) -> Positions:
         max(positions.revision_floor, staged.revision_floor),
         staged.partitions or positions.partitions,
     )
+
+
+def in_waves(forwards: Sequence[tuple[str, dict[str, Any]]]) -> list[list[tuple[str, dict[str, Any]]]]:
+    """Forwarded commands, no task twice in one wave, each wave to be written before the next is sent.
+
+    When sending fails, a part may have been written, a later command of a task without an earlier one, which would then
+    be taken for one that was forwarded before: the row keeps the highest offset of each origin.
+    """
+    waves: list[list[tuple[str, dict[str, Any]]]] = []
+    sent: dict[str, int] = {}
+    for task_id, doc in forwards:
+        turn = sent[task_id] = sent.get(task_id, -1) + 1
+        if turn == len(waves):
+            waves.append([])
+        waves[turn].append((task_id, doc))
+    return waves

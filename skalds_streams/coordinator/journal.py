@@ -15,21 +15,14 @@ import itertools
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import structlog
-from aiokafka.errors import (
-    CorruptRecordException,
-    InvalidTimestampError,
-    MessageSizeTooLargeError,
-    RecordListTooLargeError,
-    UnsupportedForMessageFormatError,
-)
 from aiokafka.errors import KafkaError as ClientError
 
-from skalds_streams.coordinator.batch import Secrecy, Staged, Stager, advanced, deadletter, outputs
-from skalds_streams.coordinator.log import PartitionLog
+from skalds_streams.coordinator.batch import Secrecy, Staged, Stager, advanced, condemned, in_waves, outputs
+from skalds_streams.coordinator.log import OF_THE_RECORD, PartitionLog, UnwritableError
 from skalds_streams.core.membership import Members
 from skalds_streams.core.placement import Load
 from skalds_streams.core.row import Row
@@ -43,31 +36,12 @@ from skalds_streams.topics import Topics
 QUEUE_MOST = 5_000
 """Deliveries that may wait in one journal before its agent is held back."""
 TRIES_BEFORE_HALVING = 3
-CONDEMNED_BYTES = 100_000
-CONDEMNED_HEADER_BYTES = 1_000
 LOOK_S = 5.0
 """An input that is silent for so long is looked at: whether there is more of it than came."""
 BACKOFF_FIRST_S = 0.1
 BACKOFF_MOST_S = 5.0
 
 log = structlog.get_logger(__name__)
-
-
-class UnwritableError(JournalError):
-    """A batch can't even be written down."""
-
-
-OF_THE_RECORD = (
-    CorruptRecordException,
-    InvalidTimestampError,
-    MessageSizeTooLargeError,
-    RecordListTooLargeError,
-    UnsupportedForMessageFormatError,
-    UnwritableError,
-)
-"""Errors that a record itself can cause. Any other comes from around it (rights, a topic that is gone, a broker), and
-no record is given up for it.
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,20 +253,7 @@ class Journal:
 
     def _condemned(self, record: Record) -> Staged:
         """The poisonous record alone, cut to what surely fits, as a dead letter."""
-        key = record.key if len(record.key or b"") <= CONDEMNED_HEADER_BYTES else None
-        headers = [item for item in record.headers if len(item[0]) + len(item[1] or b"") <= CONDEMNED_HEADER_BYTES]
-        reason = (
-            f"{self._poison}; cut to {CONDEMNED_BYTES} bytes"
-            if len(record.value or b"") > CONDEMNED_BYTES
-            else self._poison
-        )
-        letter = deadletter(
-            replace(
-                record, key=key, value=record.value[:CONDEMNED_BYTES] if record.value else None, headers=headers[:20]
-            ),
-            str(reason),
-            self._context.topics,
-        )
+        letter = condemned(record, str(self._poison), self._context.topics)
         return Staged(offsets={record.topic: record.offset}, deadletters=[letter], records=1)
 
     async def _take(self) -> None:
@@ -410,22 +371,6 @@ class Journal:
 
 def _nothing() -> None:
     """Nobody waits for an acknowledgement."""
-
-
-def in_waves(forwards: Sequence[tuple[str, dict[str, Any]]]) -> list[list[tuple[str, dict[str, Any]]]]:
-    """Forwarded commands, no task twice in one wave, each wave to be written before the next is sent.
-
-    When sending fails, a part may have been written, a later command of a task without an earlier one, which would then
-    be taken for one that was forwarded before: the row keeps the highest offset of each origin.
-    """
-    waves: list[list[tuple[str, dict[str, Any]]]] = []
-    sent: dict[str, int] = {}
-    for task_id, doc in forwards:
-        turn = sent[task_id] = sent.get(task_id, -1) + 1
-        if turn == len(waves):
-            waves.append([])
-        waves[turn].append((task_id, doc))
-    return waves
 
 
 def _pause_s(failures: int) -> float:

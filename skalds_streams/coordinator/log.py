@@ -16,7 +16,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.errors import IllegalOperation, InvalidProducerEpoch, ProducerClosed, ProducerFenced
+from aiokafka.errors import (
+    CorruptRecordException,
+    IllegalOperation,
+    InvalidProducerEpoch,
+    InvalidTimestampError,
+    MessageSizeTooLargeError,
+    ProducerClosed,
+    ProducerFenced,
+    RecordListTooLargeError,
+    UnsupportedForMessageFormatError,
+)
 from aiokafka.errors import KafkaError as ClientError
 
 from skalds_streams.coordinator.batch import Output
@@ -40,6 +50,23 @@ STOP_TIMEOUT_S = 3.0
 CUT_TIMEOUT_S = 1.0
 BATCH_BYTES = 256 * 1024
 MAX_REQUEST_BYTES = 16 * 1024 * 1024
+
+
+class UnwritableError(JournalError):
+    """A batch can't even be written down."""
+
+
+OF_THE_RECORD = (
+    CorruptRecordException,
+    InvalidTimestampError,
+    MessageSizeTooLargeError,
+    RecordListTooLargeError,
+    UnsupportedForMessageFormatError,
+    UnwritableError,
+)
+"""Errors that a record itself can cause. Any other comes from around it (rights, a topic that is gone, a broker), and
+no record is given up for it.
+"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,8 +23,10 @@ from skalds_streams.core.restarts import attempts_after_crash, backoff_ms
 from skalds_streams.core.row import Cause, Holder, Release, Row, Status, Wanted
 from skalds_streams.core.transitions import Step, step
 
-UNANSWERED_MOST = 8
-"""Updates of one task that can be under way and still be undone by a refusal."""
+UNANSWERED_MOST = 64
+UNANSWERED_CHARS = 300_000
+"""Updates of one task that can be under way and still be undone by a refusal: so many, and so much text of them, as the
+row must fit into a record."""
 AHEAD_MS = 50
 """How far ahead of ours a broker's clock may be. A time beyond counts as now; clamping all would make ties of an order
 that is known."""
@@ -171,10 +173,17 @@ def _parameters(row: Row, attachments: dict[str, Any], at_ms: int) -> dict[str, 
 def _unanswered(row: Row) -> dict[str, Any]:
     """The parameters that a refusal would bring back: those that run, and those that were sent after them."""
     kept: dict[str, Any] = dict(row.unanswered)
-    runs = row.applied_version if row.status is Status.RUNNING else row.attachments_version
-    kept[str(row.attachments_version if kept else runs)] = row.attachments
-    newest = sorted(kept, key=int)
-    return {version: kept[version] for version in [newest[0], *newest[1:][-UNANSWERED_MOST:]]}
+    began = row.applied_version if row.status is Status.RUNNING else row.attachments_version
+    kept[str(row.attachments_version if kept else began)] = row.attachments
+    runs, *later = sorted(kept, key=int)
+    left = UNANSWERED_CHARS - len(repr(kept[runs]))
+    fitting: list[str] = []
+    for version in reversed(later[-UNANSWERED_MOST:]):
+        left -= len(repr(kept[version]))
+        if left < 0:
+            break
+        fitting.append(version)
+    return {version: kept[version] for version in [runs, *reversed(fitting)]}
 
 
 def _pause(row: Row) -> Row:

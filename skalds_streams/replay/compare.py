@@ -76,18 +76,23 @@ def history_differences(
 
 
 def table_differences(
-    row: Row, live: Row, secrecy: Secrecy, *, digest_known: str | None, parameters: bool
+    row: Row, live: Row, secrecy: Secrecy, *, digest_known: str | None, parameters: bool, under_way: bool
 ) -> list[Difference]:
-    """Rebuilt row against the live one. parameters=False: only their digest, `digest_known`, is compared."""
+    """Rebuilt row against the live one. parameters=False: only their digest, `digest_known`, is compared.
+    under_way=False: which updates are under way is not known.
+    """
     rebuilt, recorded = plain(row.to_doc()), plain(live.to_doc())
     for doc in (rebuilt, recorded):
         # Which versions are under way. What each holds was compared when it was what is wanted.
         doc["unanswered"] = sorted(doc["unanswered"])
     if not parameters:
         for doc in (rebuilt, recorded):
-            del doc["attachments"], doc["unanswered"]
+            del doc["attachments"]
         rebuilt["attachments_digest"] = digest_known
         recorded["attachments_digest"] = digest(live.attachments, secrecy.digest_key)
+    if not (parameters and under_way):
+        for doc in (rebuilt, recorded):
+            del doc["unanswered"]
     found = changes(rebuilt, recorded)
     masked_rebuilt, masked_recorded = redact(rebuilt, secrecy.words), redact(recorded, secrecy.words)
     return [

@@ -42,12 +42,14 @@ UNLIMITED = Limits(record_bytes=2**31, ids_per_event=2**31, attachments_bytes=2*
 class Rebuilt:
     """A row as replay knows it.
 
-    `known`: its parameters are the real ones; if not, they are masked ones with the digest `digest`.
+    `known`: its parameters are the real ones; if not, they are masked ones with the digest `digest`. `whole`: it was
+    decided from the task's first record on; if not, updates may be under way that no record tells of.
     """
 
     row: Row
     known: bool
     digest: str | None
+    whole: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,11 +213,13 @@ class Attempt:
         given = _given(self._event)
         if start.known or given is None or self._timeline.digest(given) != start.digest:
             return start
-        return Rebuilt(replace(start.row, attachments=given), True, start.digest)
+        return replace(start, row=replace(start.row, attachments=given), known=not _may_come_back(start.row))
 
     def _settled(self, row: Row) -> Rebuilt:
+        whole = self._start.whole if self._start else self._entry.row.revision == 1
         if self._start is None or self._start.known:
-            return Rebuilt(row, True, self._timeline.digest(row.attachments))
+            known = whole or self._start is not None or not _may_come_back(row)
+            return Rebuilt(row, known, self._timeline.digest(row.attachments), whole)
         changed = self._entry.digest != self._start.digest and not isinstance(self._event, events.Refused)
         row = replace(row, attachments_version=self._start.row.attachments_version + int(changed))
         return self._timeline.with_parameters(self._entry, row, [row.attachments], self._event)
@@ -231,7 +235,7 @@ class Attempt:
 
 def _may_come_back(row: Row) -> bool:
     """Whether an update may be under way whose refusal would bring back parameters that no record has."""
-    return row.holder is not None and row.attachments_version != row.applied_version and not row.unanswered
+    return row.holder is not None and row.attachments_version != row.applied_version
 
 
 def _given(event: events.Event | None) -> Json | None:

@@ -124,7 +124,12 @@ class Verifier:
         else:
             self._verdict.tasks += 1
             found = table_differences(
-                rebuilt.row, live, self._secrecy, digest_known=rebuilt.digest, parameters=rebuilt.known
+                rebuilt.row,
+                live,
+                self._secrecy,
+                digest_known=rebuilt.digest,
+                parameters=rebuilt.known,
+                under_way=rebuilt.whole,
             )
         if found:
             self._verdict.findings.append(Finding(task_id, "live table", live, found))

@@ -81,12 +81,12 @@ async def test_an_owner_that_stands_still_is_succeeded_and_fenced_when_it_wakes(
             await some_progress(stream, progress)
         finally:
             os.kill(first.process.pid, signal.SIGCONT)
-        await until(lambda: "journal.not_ours" in first.log(), "the first is told that it is no owner any more")
+        # Told by the group's answer, or by a rebalance that is faster: `_share` says that it has given up its part.
+        await until(lambda: "journal.fenced" in first.log(), "what it wrote when it woke is refused")
         await until(lambda: _share(first, second), "both own a part of the partitions")
         await first.ready()
         await some_progress(stream, progress)
         ended_s = time.time()
-    assert "journal.fenced" in first.log(), "what it wrote when it woke is refused"
     pauses_s = longest_pauses_s(cluster, system, stopped_s, ended_s)
     print("without a writer, s:", {partition: round(pause_s, 1) for partition, pause_s in pauses_s.items()})
     assert max(pauses_s.values()) <= WITHOUT_WRITER_MOST_S, pauses_s

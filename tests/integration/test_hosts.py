@@ -406,8 +406,7 @@ async def other_skald(class_name: str, file: Path) -> AsyncIterator[tuple[asynci
     """A pool in a process of its own, with one worker; its pid first, then those of zygote, worker and two spares."""
     script = f"""
         import asyncio, sys
-        from skalds_streams.skald.host import RAN_OUT
-from skalds_streams.skald.hosts import HostPool, RunSpec
+        from skalds_streams.skald.hosts import HostPool, RunSpec
 
         async def main():
             pool = HostPool(modules=["{MODULE}"])

@@ -410,8 +410,8 @@ async def test_a_journal_that_cant_go_on_ends_the_process_with_the_reason(system
 async def test_a_node_outlives_a_broker_that_is_away_longer_than_any_timeout(
     cluster: DevCluster, system: System
 ) -> None:
-    """Longer than a session, a transaction and a request: 20 s."""
-    node = system.node()
+    """Longer than a session, a transaction and a request: 20 s. The lease is longer, so that workers run on."""
+    node = system.node(SKALDS_LEASE_MS="60000")
     node.start()
     await node.ready()
     for number in range(6):

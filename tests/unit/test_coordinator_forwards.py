@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from skalds_streams.coordinator.journal import in_waves
+from skalds_streams.coordinator.batch import in_waves
 
 
 def forward(task_id: str, offset: int) -> tuple[str, dict[str, Any]]:

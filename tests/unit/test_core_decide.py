@@ -236,6 +236,28 @@ def test_of_two_updates_under_way_a_refused_second_brings_back_the_applied_first
     assert (row.attachments, row.unanswered) == ({"fps": 5}, {})
 
 
+def many_updates(count: int, size: int) -> Row:
+    updates = [
+        (events.Update("t", cause(7_000 + number), attachments={"fps": number, "text": "x" * size}), context(8_000))
+        for number in range(2, count + 2)
+    ]
+    return run(running(), *updates)
+
+
+def test_of_many_updates_under_way_a_refused_last_brings_back_the_applied_one() -> None:
+    row = many_updates(40, 10)
+    row = run(row, (report(events.Applied, row, version=3), context(8_100)))
+    row = run(row, (report(events.Refused, row, version=row.attachments_version), context(8_200)))
+    assert row.attachments == {"fps": 3, "text": "x" * 10}
+
+
+def test_what_updates_under_way_keep_in_the_row_is_bounded() -> None:
+    row = many_updates(40, 50_000)
+    assert len(row.unanswered) == 6, "those that run, and what fits into the bound"
+    assert min(row.unanswered, key=int) == "1"
+    assert len(many_updates(200, 10).unanswered) == 65
+
+
 def test_update_replaces_unless_merge_is_asked() -> None:
     row = running(attachments={"fps": 30, "url": "u"})
     assert run(row, (events.Update("t", cause(7_000), attachments={"fps": 5}), context(8_000))).attachments == {

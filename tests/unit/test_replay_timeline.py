@@ -343,7 +343,11 @@ def test_parameters_that_nobody_knows_any_more_are_compared_by_digest() -> None:
     recording = cut(world.recording(), "cam-1", 2)
     steps, verdict = play(recording)
     assert verdict.is_verified, fields_of(verdict)
-    assert [step.after.known for step in steps] == [False, False, True]
+    assert [step.after.known for step in steps] == [False, False, False], "a refusal would bring back the unknown ones"
+    world.report("cam-1", "Applied", version=3)
+    steps, verdict = play(cut(world.recording(), "cam-1", 2))
+    assert verdict.is_verified, fields_of(verdict)
+    assert steps[-1].after.known, "no refusal can come any more"
 
 
 def test_unknown_parameters_of_a_live_row_are_compared_by_digest() -> None:

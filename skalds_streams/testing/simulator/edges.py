@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import structlog
 
 from skalds_streams import runtime
-from skalds_streams.coordinator import journal
+from skalds_streams.coordinator import batch
 from skalds_streams.coordinator import log as coordinator_log
 from skalds_streams.proxy import client, reports
 from skalds_streams.proxy.topic_setup import TopicReport
@@ -117,7 +117,7 @@ def _nothing(*args: object, **options: object) -> None:
 
 def _exchanged(message_bytes: int) -> list[tuple[Any, str, Any]]:
     return [
-        (journal, "CONDEMNED_BYTES", min(journal.CONDEMNED_BYTES, message_bytes // 8)),
+        (batch, "CONDEMNED_BYTES", min(batch.CONDEMNED_BYTES, message_bytes // 8)),
         (client, "AIOKafkaConsumer", Consumer),
         (coordinator_log, "AIOKafkaProducer", Producer),
         (coordinator_log, "_discard", lambda producer: producer.stop()),
