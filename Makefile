@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
 
-.PHONY: help run test check unit property simulation integration e2e package soak-sim fuzz lock clean
+.PHONY: help run test check unit property simulation integration e2e chaos-short package chaos soak-sim fuzz lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -20,7 +20,7 @@ $(VENV)/.ready: requirements/dev.lock pyproject.toml
 run: $(VENV)/.ready  ## the whole system on this machine: Kafka, Redis, a skald, three example tasks and a status page
 	@$(BIN)/skalds-streams dev $(ARGS)
 
-test: check unit property simulation integration e2e package  ## every check and every test
+test: check unit property simulation integration e2e chaos-short package  ## every check and every test
 	@echo "all checks and tests passed"
 
 check: $(VENV)/.ready  ## ruff, mypy, import-linter
@@ -28,8 +28,11 @@ check: $(VENV)/.ready  ## ruff, mypy, import-linter
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-unit property simulation integration e2e: $(VENV)/.ready  ## one layer of tests
+unit property simulation integration e2e chaos-short: $(VENV)/.ready  ## one layer of tests
 	@tests/layer $@
+
+chaos: $(VENV)/.ready  ## a system of real processes with random faults for MINUTES (default 3), LEASE_MS (default 20000); adds to chaos.jsonl
+	@$(BIN)/python -m skalds_streams.testing.chaos --minutes $(or $(MINUTES),3) --lease-ms $(or $(LEASE_MS),20000) $(if $(SEED),--seed $(SEED))
 
 soak-sim: $(VENV)/.ready  ## simulate for HOURS (default 8), resumable; results are appended to soak-sim.jsonl
 	@$(BIN)/python -m skalds_streams.testing.simulator --soak soak-sim.jsonl --hours $(or $(HOURS),8)

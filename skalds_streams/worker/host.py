@@ -8,7 +8,7 @@ The main thread runs user code; an I/O thread reads the socket; updates have a t
   holds the GIL for a lease ends, too.
 - Nothing is sent after the last frame, and no frame is ever cut by a stop.
 - The process ends by `os._exit`: threads that user code left behind do not keep it. What they started dies with the
-  process group.
+  process group; what the main thread forked is killed by the kernel in the same moment.
 
 What does not live here: the order of the hooks (`run`), forking (`zygote`).
 """
@@ -23,6 +23,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from io import TextIOWrapper
 from pathlib import Path
 from typing import NoReturn
@@ -35,6 +36,9 @@ from skalds_streams.worker.stopper import Stopper
 
 LOG_ROTATE_BYTES = 1 << 20
 """A log file above this at the start of a run becomes `<name>.1`."""
+LOG_MOST_BYTES = 16 << 20
+"""A log file above this in the middle of a run begins anew; its end is kept in `<name>.1`."""
+LOG_LOOK_S = 1.0
 
 FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT}
 """Never blocked: faulthandler writes them down."""
@@ -50,6 +54,9 @@ class Host:
         self._stopper = Stopper()
         self._run: Run | None = None
         self._timer: kernel.KillTimer | None = None
+        self._log_path = ""
+        self._log_look_at = 0.0
+        self._forking = threading.local()
 
     def serve(self, registry: Registry) -> None:
         """Wait for the run, run it, say how it ended."""
@@ -59,8 +66,9 @@ class Host:
         self._renew(frame.get("lease_until_ms"))
         self._stopper.install()
         self._wakeup = self._stopper.open_wakeup()
-        os.register_at_fork(after_in_child=self._detach)
-        redirect_output(frame["log_path"])
+        os.register_at_fork(before=self._note_fork, after_in_child=self._detach)
+        self._log_path = frame["log_path"]
+        redirect_output(self._log_path)
         kernel.set_name(f"skald:{frame['class']}")
         worker_class = registry.classes.get(frame["class"])
         if worker_class is None:
@@ -118,18 +126,32 @@ class Host:
             die()
 
     def _next_frame(self) -> tuple[Frame, list[int]] | None:
-        """Wait for it; meanwhile see to it that signals are handled."""
+        """Wait for it; meanwhile see to it that signals are handled and the log stays small."""
         poll = select.poll()
         poll.register(self._sock, select.POLLIN)
         poll.register(self._wakeup, select.POLLIN)
         ready: set[int] = set()
         while self._sock.fileno() not in ready:
             pause_s = self._stopper.nudge()
-            ready = {fd for fd, _ in poll.poll(None if pause_s is None else 1000 * pause_s)}
+            ready = {fd for fd, _ in poll.poll(1000 * (LOG_LOOK_S if pause_s is None else pause_s))}
+            if time.monotonic() >= self._log_look_at:
+                self._log_look_at = time.monotonic() + LOG_LOOK_S
+                cap_log(self._log_path)
         return recv_frame(self._sock)
 
+    def _note_fork(self) -> None:
+        """User code is about to fork. The kernel's death signal follows the thread that does: only main will do."""
+        self._forking.parent = os.getpid() if threading.get_native_id() == os.getpid() else None
+
     def _detach(self) -> None:
-        """In a process that user code forked: it is not the host."""
+        """In a process that user code forked: it is not the host, and does not outlive it for a moment. When a machine
+        has stood still for longer than the lease, it might act before anybody who kills the group is awake.
+        """
+        parent = getattr(self._forking, "parent", None)
+        if parent is not None:
+            kernel.set_parent_death_signal(signal.SIGKILL)
+            if os.getppid() != parent:
+                os._exit(1)
         self._stopper.uninstall()
         self._sock.close()
 
@@ -170,6 +192,24 @@ def redirect_output(log_path: str) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
+
+
+def cap_log(log_path: str) -> None:
+    """Empty the file when it is above LOG_MOST_BYTES; its last LOG_ROTATE_BYTES go to `<name>.1`. "": there is none.
+
+    All that write to it append, children included, so they go on at its new end. Some lines may be lost in between.
+    """
+    try:
+        if not log_path or (size := os.stat(log_path).st_size) <= LOG_MOST_BYTES:
+            return
+        path = Path(log_path)
+        with path.open("rb") as file:
+            file.seek(size - LOG_ROTATE_BYTES)
+            end = file.read(LOG_ROTATE_BYTES)
+        os.truncate(path, 0)  # first: on a full disk there is no room for a copy before
+        path.with_name(path.name + ".1").write_bytes(end)
+    except OSError:
+        return  # a log that can't be shortened must not stop a worker
 
 
 def configure_logging(*, task_id: str, epoch: int) -> None:

@@ -176,6 +176,19 @@ class DeafToTheFirst(Base):
             time.sleep(600)
 
 
+class ForkAndStay(Base):
+    """Forks a child that forks a child, and stays."""
+
+    @run_main_handler
+    def main(self) -> None:
+        if os.fork() == 0:
+            grandchild = os.fork()
+            if grandchild:
+                self.sign(f"{os.getpid()}\n{grandchild}")
+            time.sleep(600)
+        time.sleep(600)
+
+
 class Fork(Base):
     """Its child outlives it: a fork without exec, holding whatever descriptors the host has."""
 

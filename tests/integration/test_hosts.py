@@ -7,6 +7,7 @@ import fcntl
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -324,6 +325,24 @@ async def test_what_a_worker_started_ends_with_it(tmp_path: Path, class_name: st
         await ended(host)
         assert not runs(child)
         assert group_is_empty(host.pid)
+
+
+async def test_what_a_worker_forked_ends_with_it_though_nobody_is_awake_to_kill_it(tmp_path: Path) -> None:
+    file = tmp_path / "sign"
+    async with started() as pool:
+        host, _ = await begin(pool, "ForkAndStay", tmp_path, file=str(file))
+        await until(lambda: len(lines(file)) == 2, "the child and its child")
+        family = [int(line) for line in lines(file)]
+        assert pool.zygote_pid is not None
+        os.kill(pool.zygote_pid, signal.SIGSTOP)
+        try:
+            os.kill(host.pid, signal.SIGKILL)
+            deadline = time.monotonic() + 5
+            while any(runs(pid) for pid in family):  # this loop, the skald's, stands still, too
+                assert time.monotonic() < deadline
+        finally:
+            os.kill(pool.zygote_pid, signal.SIGCONT)
+        await ended(host)
 
 
 async def test_a_host_that_lingers_after_its_last_frame_is_killed(

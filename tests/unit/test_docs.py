@@ -36,3 +36,20 @@ def test_every_file_that_the_documents_name_exists() -> None:
             r"`((?:skalds_streams|docs|tests|docker|benchmarks|examples)/[\w./]+)`", (ROOT / name).read_text()
         ):
             assert (ROOT / path).exists(), f"{name} names {path}"
+
+
+def test_every_test_and_fault_that_the_failure_matrix_names_exists() -> None:
+    import re
+
+    from skalds_streams.testing import verifiable
+    from skalds_streams.testing.chaos.plan import KINDS
+
+    matrix = (ROOT / "docs" / "failures.md").read_text()
+    named = re.findall(r"`(test_\w+\.py)(?:::(\w+))?`", matrix)
+    assert len(named) > 20
+    for file, name in named:
+        assert name in (ROOT / "tests" / "integration" / file).read_text(), f"{file}::{name}"
+    kinds = {kind for told in re.findall(r"chaos ((?:\*[a-z -]+\*(?:, )?)+)", matrix) for kind in told.split("*")[1::2]}
+    assert kinds == set(KINDS)
+    for name in re.findall(r"\*([A-Z]\w+)\*", matrix):
+        assert hasattr(verifiable, name), name
