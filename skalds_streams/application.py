@@ -45,6 +45,15 @@ class Web(web_driver.Web):  # type: ignore[misc]  # faust has no types
     debug_blueprints = ()
 
 
+class SkaldBoot(faust.App.BootStrategy):  # type: ignore[misc]  # faust has no types
+    """Faust's services without consumer, producer, agents and tables: a skald is in no group."""
+
+    enable_kafka = False
+
+    def agents(self) -> Any:
+        return []
+
+
 class SkaldsApp(faust.App):  # type: ignore[misc]  # faust has no types
     """A Faust app that starts and stops our runtime around its own services."""
 
@@ -58,6 +67,14 @@ class SkaldsApp(faust.App):  # type: ignore[misc]  # faust has no types
         )
         super().__init__(f"{settings.topic_prefix}{settings.app}", **_options(settings))
         self.transport.Consumer = PositionedConsumer
+        if settings.coordinates:
+            self._declare()
+        else:
+            self.boot_strategy = SkaldBoot(self)
+
+    def _declare(self) -> None:
+        """The table and the agents of a coordinator."""
+        settings = self.skalds
         self.table = OwnershipTable(
             self,
             name=NAME,
@@ -115,6 +132,14 @@ class SkaldsApp(faust.App):  # type: ignore[misc]  # faust has no types
         if tp.topic not in self.runtime.topics.inputs:
             return None
         return self.runtime.journals.next_offset(tp.topic, tp.partition)
+
+    async def may_rejoin(self) -> bool:
+        """Whether this process may join the group again, which has given it up."""
+        return await self.runtime.may_rejoin()
+
+    async def _wait_for_table_recovery_completed(self) -> bool:
+        """A skald has no table that could ever be recovered."""
+        return self.skalds.coordinates and bool(await super()._wait_for_table_recovery_completed())
 
     def _new_web(self) -> Any:
         return Web(self)
