@@ -25,6 +25,7 @@ from skalds_streams.logging import configure_logging, quiet_libraries
 from skalds_streams.proxy.access import tls_context
 from skalds_streams.runtime import Runtime
 from skalds_streams.settings import Settings
+from skalds_streams.tables.assignor import StableAssignor
 from skalds_streams.tables.consumer import PositionedConsumer
 from skalds_streams.tables.ownership import NAME, OwnershipTable
 from skalds_streams.tables.recovery import JournalTableManager
@@ -190,6 +191,7 @@ def _options(settings: Settings) -> Mapping[str, Any]:
         "datadir": settings.data_dir / "faust",
         "store": "memory://",
         "TableManager": JournalTableManager,
+        "PartitionAssignor": StableAssignor,
         "topic_partitions": settings.kafka_topic_partitions,
         "topic_replication_factor": 1,
         "topic_allow_declare": False,

@@ -17,7 +17,7 @@ from typing import Any
 import structlog
 
 from skalds_streams.coordinator.batch import Secrecy
-from skalds_streams.coordinator.group import GroupQuestion
+from skalds_streams.coordinator.group import GroupQuestion, watch_membership
 from skalds_streams.coordinator.journal import JournalContext
 from skalds_streams.coordinator.journals import Journals
 from skalds_streams.coordinator.log import PartitionLog
@@ -64,6 +64,7 @@ class Runtime:
         rebalances; on_fatal: ends the process with this error.
         """
         self.settings, self._reading, self._on_fatal = settings, reading, on_fatal
+        self._consumer = consumer
         self.topics = Topics.named(
             app=settings.app, prefix=settings.topic_prefix, partitions=settings.kafka_topic_partitions
         )
@@ -138,6 +139,7 @@ class Runtime:
         self._spawn("redis", self._redis.run())
         if self.settings.coordinates:
             self._spawn("due", self._timer.run(lambda: self.view.members_caught_up))
+            self._spawn("group", watch_membership(self._consumer))
         if self.settings.worker_modules and not self.settings.runs_workers:
             log.warning("workers.ignored", reason="SKALDS_ROLE=coordinator runs no workers")
         identity = self.skald.identity
