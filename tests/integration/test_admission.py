@@ -153,7 +153,7 @@ async def test_one_that_waits_can_be_stopped(system: System) -> None:
     await until(lambda: "skald.waits" in second.log(), "the second waits")
     assert second.process is not None
     second.process.send_signal(signal.SIGTERM)
-    await ended(second, 6)
+    assert await ended(second, 6) == 0
     assert await first.stop() == 0
 
 
@@ -192,13 +192,13 @@ async def test_one_that_was_frozen_while_another_took_its_place_ends_and_never_j
         await second.ready()
         await system.status("t", "Running", second, epoch=2, skald="a")
         members = await group_members(system)
-        await asyncio.sleep(0)
     finally:
         for item in frozen:
             if item.is_running() and item.status() != psutil.STATUS_ZOMBIE:
                 os.kill(item.pid, signal.SIGCONT)
     assert await ended(first, 20) == 1
     assert "another process runs as skald 'a'" in first.log()
+    assert "group.not_joined_again" in first.log()
     assert await group_members(system) == members
     assert "rebalancing" not in second.log()
     row = await system.status("t", "Running", second, epoch=2)
