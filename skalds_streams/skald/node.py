@@ -173,8 +173,10 @@ class SkaldNode:
 
     @property
     def is_drained(self) -> bool:
-        """Whether a person wants nothing to run here."""
-        return self._view.members.is_drained(self.identity.skald_id)
+        """Whether a person wants nothing to run here. Who drained its predecessor did not mean this process."""
+        members = self._view.members
+        me = members.get(self.identity.incarnation)
+        return me is not None and members.stands(me) and members.is_drained(me.skald_id)
 
     def _describe(self) -> dict[str, Any]:
         settings, catalogue = self._settings, self.catalogue

@@ -83,6 +83,17 @@ def test_one_that_waits_gets_nothing_ends_no_drain_and_frees_nothing() -> None:
     assert choose(task(), log.members, Load()).incarnation == "a2"
 
 
+def test_one_that_came_too_early_begins_when_the_other_is_gone() -> None:
+    log = Log()
+    log.beat("a1", state="up", **CAM)
+    log.beat("a2", state="up", **CAM)
+    log.members.apply({"kind": "drain", "skald_id": "a"}, log.end)
+    log.beat("a1", state="holding")
+    assert not log.members.is_reserved("a")
+    assert not log.members.is_drained("a")
+    assert choose(task(), log.members, Load()).incarnation == "a2"
+
+
 def test_one_that_gives_up_reserves_nothing() -> None:
     log = Log()
     log.beat("a1", state="up")
