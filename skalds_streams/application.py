@@ -25,6 +25,7 @@ from skalds_streams.logging import configure_logging, quiet_libraries
 from skalds_streams.proxy.access import tls_context
 from skalds_streams.runtime import Runtime
 from skalds_streams.settings import Settings
+from skalds_streams.tables.assignor import StableAssignor
 from skalds_streams.tables.consumer import PositionedConsumer
 from skalds_streams.tables.ownership import NAME, OwnershipTable
 from skalds_streams.tables.recovery import JournalTableManager
@@ -45,6 +46,15 @@ class Web(web_driver.Web):  # type: ignore[misc]  # faust has no types
     debug_blueprints = ()
 
 
+class SkaldBoot(faust.App.BootStrategy):  # type: ignore[misc]  # faust has no types
+    """Faust's services without consumer, producer, agents and tables: a skald is in no group."""
+
+    enable_kafka = False
+
+    def agents(self) -> Any:
+        return []
+
+
 class SkaldsApp(faust.App):  # type: ignore[misc]  # faust has no types
     """A Faust app that starts and stops our runtime around its own services."""
 
@@ -58,6 +68,14 @@ class SkaldsApp(faust.App):  # type: ignore[misc]  # faust has no types
         )
         super().__init__(f"{settings.topic_prefix}{settings.app}", **_options(settings))
         self.transport.Consumer = PositionedConsumer
+        if settings.coordinates:
+            self._declare()
+        else:
+            self.boot_strategy = SkaldBoot(self)
+
+    def _declare(self) -> None:
+        """The table and the agents of a coordinator."""
+        settings = self.skalds
         self.table = OwnershipTable(
             self,
             name=NAME,
@@ -116,6 +134,14 @@ class SkaldsApp(faust.App):  # type: ignore[misc]  # faust has no types
             return None
         return self.runtime.journals.next_offset(tp.topic, tp.partition)
 
+    async def may_rejoin(self) -> bool:
+        """Whether this process may join the group again, which has given it up."""
+        return await self.runtime.may_rejoin()
+
+    async def _wait_for_table_recovery_completed(self) -> bool:
+        """A skald has no table that could ever be recovered."""
+        return self.skalds.coordinates and bool(await super()._wait_for_table_recovery_completed())
+
     def _new_web(self) -> Any:
         return Web(self)
 
@@ -165,6 +191,7 @@ def _options(settings: Settings) -> Mapping[str, Any]:
         "datadir": settings.data_dir / "faust",
         "store": "memory://",
         "TableManager": JournalTableManager,
+        "PartitionAssignor": StableAssignor,
         "topic_partitions": settings.kafka_topic_partitions,
         "topic_replication_factor": 1,
         "topic_allow_declare": False,

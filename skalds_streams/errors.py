@@ -2,6 +2,9 @@
 
     SkaldsError
     ├── ConfigError            a setting is wrong or missing; says which and what it must be
+    ├── AdmissionError         this process may not take part, or not any more
+    │   ├── TwinError          another process has its skald id
+    │   └── DisagreementError  others have other settings, which all must share
     ├── WireError              a record can't be understood; `reason` goes to task.deadletter
     ├── KafkaError             the broker or a topic does not allow what is needed
     │   ├── TopicError         a topic is missing or has a wrong setting; names the command that mends it
@@ -27,6 +30,18 @@ class SkaldsError(Exception):
 
 class ConfigError(SkaldsError):
     """A setting is wrong or missing."""
+
+
+class AdmissionError(SkaldsError):
+    """This process may not take part in the cluster, or not any more."""
+
+
+class TwinError(AdmissionError):
+    """Another process runs under the skald id of this one."""
+
+
+class DisagreementError(AdmissionError):
+    """Somebody in the cluster has another value of a setting that all must share."""
 
 
 class WireError(SkaldsError):

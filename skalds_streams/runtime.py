@@ -1,7 +1,8 @@
 """One process, put together: view, coordinator, skald, projections. Knows the order of starting and stopping, and
 nothing else.
 
-Start: topics → identity → view → reports → zygote → heartbeat → supervisor. Stop: workers → `leaving` → the rest.
+Start: topics → identity → view → reports → admission → zygote → heartbeat → supervisor. Stop: workers → `leaving` → the
+rest. Of the two roles one may be missing: a skald has no journals, a coordinator no workers.
 A background task that raises ends the process through `on_fatal`; none dies silently.
 """
 
@@ -16,7 +17,7 @@ from typing import Any
 import structlog
 
 from skalds_streams.coordinator.batch import Secrecy
-from skalds_streams.coordinator.group import GroupQuestion
+from skalds_streams.coordinator.group import GroupQuestion, watch_membership
 from skalds_streams.coordinator.journal import JournalContext
 from skalds_streams.coordinator.journals import Journals
 from skalds_streams.coordinator.log import PartitionLog
@@ -30,6 +31,7 @@ from skalds_streams.proxy.partition_count import PartitionWatch
 from skalds_streams.proxy.reports import ReportSender
 from skalds_streams.proxy.topic_setup import ensure_topics
 from skalds_streams.settings import Settings
+from skalds_streams.skald import admission
 from skalds_streams.skald.hosts import Catalogue
 from skalds_streams.skald.identity import Identity, claim_identity
 from skalds_streams.skald.node import SkaldNode
@@ -62,11 +64,12 @@ class Runtime:
         rebalances; on_fatal: ends the process with this error.
         """
         self.settings, self._reading, self._on_fatal = settings, reading, on_fatal
+        self._consumer = consumer
         self.topics = Topics.named(
             app=settings.app, prefix=settings.topic_prefix, partitions=settings.kafka_topic_partitions
         )
         self._client = client_options(settings)
-        self.view = ClusterView(self.topics, self._client, hold_beats=settings.hold_beats)
+        self.view = ClusterView(self.topics, self._client, settings.hold_beats, settings.agreed)
         self._sender = ReportSender(self.topics, self._client)
         self.journals = Journals(self._journal_context(GroupQuestion(consumer)), self._new_log, on_fatal)
         self._timer = DueTimer(
@@ -104,7 +107,9 @@ class Runtime:
     # -----------
 
     async def start(self) -> None:
-        """Everything that must stand before the consumer subscribes. Raises ConfigError, KafkaError, HostError."""
+        """Everything that must stand before the consumer subscribes. Raises ConfigError, AdmissionError, KafkaError,
+        HostError.
+        """
         tune_consumers()
         report = await ensure_topics(
             self.topics.specs(), self._client, replication_factor=self.settings.kafka_replication_factor
@@ -127,11 +132,17 @@ class Runtime:
             identity,
             spawn=self._spawn,
             now_ms=wall_ms,
+            on_fatal=self._on_fatal,
         )
         await self.skald.start()
         self._redis = RedisProjection(self.settings, self.view, identity.skald_id, self._held)
         self._spawn("redis", self._redis.run())
-        self._spawn("due", self._timer.run(lambda: self.view.members_caught_up))
+        if self.settings.coordinates:
+            self._spawn("due", self._timer.run(lambda: self.view.members_caught_up))
+            self._spawn("group", watch_membership(self._consumer))
+        if self.settings.worker_modules and not self.settings.runs_workers:
+            log.warning("workers.ignored", reason="SKALDS_ROLE=coordinator runs no workers")
+        identity = self.skald.identity
         log.info("skald.up", skald=identity.skald_id, incarnation=identity.incarnation, replaces=identity.replaces)
 
     async def _watch_partitions(self) -> None:
@@ -169,6 +180,10 @@ class Runtime:
         """What the workers here may take to stop, in seconds."""
         return self.skald.supervisor.stop_most_s if self.skald is not None else 0.0
 
+    async def may_rejoin(self) -> bool:
+        """Whether a process that the consumer group has given up may join it again."""
+        return self.skald is not None and await self.skald.admission.may_rejoin()
+
     async def leave(self) -> None:
         """Stop the workers, then say that they are gone. The coordinator goes on meanwhile."""
         if self.skald is not None:
@@ -194,19 +209,22 @@ class Runtime:
 
     def readiness(self) -> Mapping[str, bool]:
         """What must be true for this node to do its work."""
-        return {
+        ready = {
             "view_caught_up": self.view.is_caught_up,
-            "journals_open": self.journals.all_open,
-            "reading_inputs": self._reading(),
             "lease_valid": self.skald is not None and self.skald.lease.is_valid,
-            "workers_loaded": self.skald is not None and self.skald.catalogue is not None,
         }
+        if self.settings.coordinates:
+            ready |= {"journals_open": self.journals.all_open, "reading_inputs": self._reading()}
+        if self.settings.runs_workers:
+            ready["workers_loaded"] = self.skald is not None and self.skald.catalogue is not None
+        return ready
 
     def banners(self) -> Sequence[str]:
         """Sentences for the person at the page."""
         down = self._redis is not None and self.settings.redis_enabled and not self._redis.up
         return [
             *self._warnings,
+            *admission.banners(self.view, self.settings),
             *(["Redis does not answer: its keys are out of date, nothing else is affected."] if down else []),
         ]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Mapping
 from functools import cached_property
 from ipaddress import ip_address
 from pathlib import Path
@@ -57,6 +58,8 @@ class Settings(BaseSettings):
     cluster: str = Field("default", pattern=r"^[a-zA-Z0-9._-]+$", max_length=64)
     topic_prefix: str = Field("", pattern=r"^[a-zA-Z0-9._-]*$", max_length=64)
     role: Role = "both"
+    """coordinator: decides, runs no workers. skald: runs workers and joins no consumer group, so that hundreds may come
+    and go without a rebalance."""
     workers: str = ""
     """Comma-separated modules whose worker classes this node runs. Imported by the zygote only."""
     labels: dict[str, str] = Field(default_factory=dict)
@@ -74,6 +77,8 @@ class Settings(BaseSettings):
     web_token: SecretStr = SecretStr("")
     web_url: str | None = None
     """Address of this node's page as others reach it; default http://{web_bind}:{web_port}."""
+    take_over: bool = False
+    """Ask a process that already runs under this skald id to end. For one start: two that both ask would take turns."""
     redis_enabled: bool = True
     digest_key: SecretStr = SecretStr("")
     """Key of the digests of parameters on taskworker.update; the same on every node."""
@@ -138,11 +143,31 @@ class Settings(BaseSettings):
     def secret_words(self) -> frozenset[str]:
         return frozenset(word.strip().lower() for word in self.secret_names.split(",") if word.strip())
 
+    @property
+    def coordinates(self) -> bool:
+        """Whether this node joins the consumer group and decides."""
+        return self.role != "skald"
+
+    @property
+    def runs_workers(self) -> bool:
+        return self.role != "coordinator"
+
+    @cached_property
+    def agreed(self) -> Mapping[str, str | int]:
+        """The settings that all nodes of a cluster must share, by name; they travel in heartbeats."""
+        return {
+            "app": self.app,
+            "cluster": self.cluster,
+            "topic_prefix": self.topic_prefix,
+            "lease_ms": self.lease_ms,
+            "hold_ms": self.hold_ms,
+            "partitions": self.kafka_topic_partitions,
+        }
+
     @cached_property
     def agreed_hash(self) -> str:
-        """Digest of the settings that all nodes of a cluster must share; travels in heartbeats."""
-        agreed = (self.app, self.cluster, self.topic_prefix, self.lease_ms, self.hold_ms, self.kafka_topic_partitions)
-        return hashlib.sha256("|".join(map(str, agreed)).encode()).hexdigest()[:12]
+        """Digest of `agreed`."""
+        return hashlib.sha256("|".join(map(str, self.agreed.values())).encode()).hexdigest()[:12]
 
 
 def _is_loopback(host: str) -> bool:

@@ -21,6 +21,7 @@ from aiokafka.errors import (
 from aiokafka.errors import KafkaError as ClientError
 from faust.exceptions import ConsumerNotStarted
 
+from skalds_streams.errors import KafkaError
 from skalds_streams.model.documents import Positions
 
 ASK_AGAIN_S = 0.5
@@ -29,6 +30,21 @@ ASK_TIMEOUT_S = 10.0
 log = structlog.get_logger(__name__)
 
 NOT_OURS = (CommitFailedError, IllegalGenerationError, IllegalStateError, UnknownMemberIdError)
+
+
+WATCH_S = 1.0
+
+
+async def watch_membership(consumer: Callable[[], Any]) -> None:
+    """Raises KafkaError when what keeps this process in the group has died: aiokafka only logs that, and the process
+    would be in no group for ever. consumer: as for GroupQuestion.
+    """
+    while True:
+        await asyncio.sleep(WATCH_S)
+        coordinator = getattr(getattr(consumer()._thread, "_consumer", None), "_coordinator", None)
+        routine = getattr(coordinator, "_coordination_task", None)
+        if routine is not None and routine.done() and not routine.cancelled() and routine.exception() is not None:
+            raise KafkaError(f"this process can't be in its consumer group: {routine.exception()}")
 
 
 class GroupQuestion:

@@ -6,12 +6,16 @@ Rules: an incarnation is one life of a skald process under one id. It is dead fo
 - when a later incarnation names it in `replaces`: its machine's lock proves that its workers are gone;
 - when it said `leaving` or `holding`, after its last worker was reaped. What a holding one ran is free, but reserved
   for its skald id until another has appended `hold_beats` more.
+Of several living incarnations of one id one stands: the first that took part; those that wait (state `waiting`), and
+those that came while another stood, get nothing, free nothing and end no drain. Beats are counted only of those who
+have our lease, as a beat is a tenth of it; one with another lease is dead after as many beats as make up its own.
 Nothing is appended while the broker is away, so nobody ages in an outage. One that falls silent gets no new tasks long
 before it is dead. The document arrives whole on change and every 30 s; short beats in between keep what is known.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -25,8 +29,12 @@ DEATH_BEATS = 13
 dead one's last beat was sent, and the kernel ends its workers after 11 (`skald.lease`)."""
 SILENT_BEATS = 5
 """Beats of one other skald after which a silent one gets no new tasks (about 10 s)."""
+DEATH_BEATS_MOST = 10_000
+"""Of one with the longest lease, counted by one with the shortest."""
 HOLD_BEATS = 9
 """Default of `hold_beats`: 15 s of 2 s each, and one."""
+WAITING = "waiting"
+"""State of one that does not take part yet: another has its id, or other settings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +58,24 @@ class Member:
     role: str = "both"
     version: str = ""
     settings_hash: str = ""
+    agreed: Mapping[str, object] = field(default_factory=dict)
+    """The settings that all must share, by name. Empty when it has not said."""
     cluster: str = ""
+    host: str = ""
+    """Name of its machine, for people."""
+    take_over: bool = False
+    """Asks the one that has its id to end."""
+    since: int = -1
+    """Offset of the beat with which it began to take part; of its first, as long as it waits."""
     replaces: tuple[str, ...] = ()
     """Incarnations that have ended before this one began. A heartbeat names one, a list, or none."""
     at_ms: int = 0
     """Time of the last beat's record: shown to people, never decided upon."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether it says that it does not take part yet."""
+        return self.state == WAITING
 
 
 GOING = {"leaving": "left", "holding": "left, and comes back"}
@@ -73,7 +94,10 @@ _DOCUMENT = {
     "role": str,
     "version": str,
     "settings_hash": str,
+    "agreed": Mapping,
     "cluster": str,
+    "host": str,
+    "take_over": bool,
     "replaces": str | list | None,
     "not_loadable": list | tuple,
 }
@@ -82,14 +106,19 @@ _DOCUMENT = {
 class Members:
     """The fold. `apply` is the only way in; everything else reads."""
 
-    def __init__(self, hold_beats: int = HOLD_BEATS) -> None:
-        self._hold_beats = hold_beats
+    def __init__(self, hold_beats: int = HOLD_BEATS, agreed: Mapping[str, object] | None = None) -> None:
+        """agreed: the settings of this process that all must share, `lease_ms` among them."""
+        self._hold_beats, self._agreed = hold_beats, dict(agreed or {})
         self._live: dict[str, Member] = {}
         """In the order of their last beats."""
+        self._of_id: dict[str, set[str]] = {}
+        """Skald id → its living incarnations: one, as a rule."""
         self._dead: dict[str, str] = {}
         self._beats: dict[str, deque[int]] = {}
         self._clock = ""
         """Whose beats the dead are counted by."""
+        self._deaths = {DEATH_BEATS}
+        """Numbers of beats that make a death: one a lease that was seen."""
         self._passed = dict.fromkeys((SILENT_BEATS, DEATH_BEATS, hold_beats), -1)
         """Number of beats → the highest offset after which some one member has appended as many, that one included."""
         self._reserved: dict[str, int] = {}
@@ -115,60 +144,91 @@ class Members:
         if not isinstance(incarnation, str) or not isinstance(skald_id, str) or incarnation in self._dead:
             return False
         before = self._live.pop(incarnation, None)
-        member = replace(before or Member(skald_id, incarnation), last_offset=offset, at_ms=at_ms)
+        member = replace(before or Member(skald_id, incarnation, since=offset), last_offset=offset, at_ms=at_ms)
         self._live[incarnation] = member
-        if before is None:
-            self._reserved.pop(skald_id, None)
-            self._drained.discard(skald_id)
+        self._of_id.setdefault(member.skald_id, set()).add(incarnation)
         changed = False
-        if self._count(incarnation, doc.get("n"), before, offset):
+        if self._count(member, doc, before):
             changed |= self._pass_time()
         heard = _heard(member, doc)
-        if skald_id in self._drained and heard.state == "up":
-            heard = replace(heard, state="draining")
+        if member.waits and not heard.waits:
+            heard = replace(heard, since=offset)
         self._live[incarnation] = heard
+        self._death_beats(heard)
         self._note_secrets(heard)
-        changed |= before is None or _described(before) != _described(heard)
         for former in heard.replaces:
             if former not in self._dead:
                 self._bury(former, f"replaced by {incarnation}")
                 changed = True
+        if (before is None or before.waits) and self.stands(heard):
+            self._begin(heard)
+        if skald_id in self._drained and heard.state == "up":
+            heard = self._live[incarnation] = replace(heard, state="draining")
+        changed |= before is None or _described(before) != _described(heard)
         if heard.state in GOING:
+            stood = self.stands(heard)
             self._bury(incarnation, GOING[heard.state])
-            if heard.state == "holding":
+            heir = self.standing(skald_id)
+            if heard.state == "holding" and stood and (heir is None or heir.waits):
                 self._reserved[skald_id] = offset
             changed = True
         return changed
 
     def _ask(self, skald_id: str, what: str) -> bool:
         """A person drains a skald, or takes that back. It says so itself as soon as it has read it."""
-        members = [member for member in self._live.values() if member.skald_id == skald_id]
-        if what == "drain" and members:
+        member = self.standing(skald_id)
+        if what == "drain" and member is not None:
             self._drained.add(skald_id)
         else:
             self._drained.discard(skald_id)
-        for member in members:
+        if member is not None and not member.waits:
             self._live[member.incarnation] = replace(member, state=ASKED[what])
-        return bool(members)
+        return member is not None
 
-    def _count(self, incarnation: str, n: object, before: Member | None, offset: int) -> bool:
+    def _count(self, member: Member, doc: Json, before: Member | None) -> bool:
         """Count a beat, once: a repetition has the number of a former one."""
+        n, agreed = doc.get("n"), doc.get("agreed", member.agreed)
         if not isinstance(n, int) or (before is not None and n <= before.n):
             return False
-        beats = self._beats.setdefault(incarnation, deque(maxlen=max(self._passed)))
-        beats.append(offset)
+        if not isinstance(agreed, Mapping) or self._lease_of(agreed) != self._lease_of(self._agreed):
+            return False
+        beats = self._beats.get(member.incarnation)
+        if beats is None or beats.maxlen != max(self._passed):
+            beats = self._beats[member.incarnation] = deque(beats or (), maxlen=max(self._passed))
+        beats.append(member.last_offset)
         for number, passed in self._passed.items():
             if len(beats) >= number and beats[-number] > passed:
                 self._passed[number] = beats[-number]
-                self._clock = incarnation if number == DEATH_BEATS else self._clock
+                self._clock = member.incarnation if number == DEATH_BEATS else self._clock
         return True
+
+    def _lease_of(self, agreed: Mapping[str, object]) -> float:
+        """Of one that does not say: ours."""
+        ours = self._agreed.get("lease_ms")
+        theirs = agreed.get("lease_ms", ours)
+        return float(theirs) if ours and isinstance(theirs, int) and theirs > 0 else 1.0
+
+    def _death_beats(self, member: Member) -> int:
+        """How many beats of another make its death: of ours, as many as make up its lease and two beats of it."""
+        share = self._lease_of(member.agreed) / self._lease_of(self._agreed)
+        if share == 1:
+            return DEATH_BEATS
+        number = min(math.ceil(share * (DEATH_BEATS - 1)) + 1, DEATH_BEATS_MOST)
+        if number not in self._deaths:
+            self._deaths.add(number)
+            self._passed.setdefault(number, -1)
+        return number
 
     def _pass_time(self) -> bool:
         """Bury those whose last beat is so many beats ago, and end reservations. Whether there were any."""
-        passed = self._passed[DEATH_BEATS]
-        gone = list(takewhile(lambda member: member.last_offset < passed, self._live.values()))
-        for member in gone:
-            self._bury(member.incarnation, f"silent for {DEATH_BEATS} heartbeats of {self._clock}")
+        passed = max(self._passed[number] for number in self._deaths)
+        gone: list[tuple[Member, int]] = []
+        for member in takewhile(lambda member: member.last_offset < passed, self._live.values()):
+            number = self._death_beats(member)
+            if member.last_offset < self._passed[number]:
+                gone.append((member, number))
+        for member, number in gone:
+            self._bury(member.incarnation, f"silent for {number} heartbeats of {self._clock}")
         over = [skald_id for skald_id, since in self._reserved.items() if since < self._passed[self._hold_beats]]
         for skald_id in over:
             del self._reserved[skald_id]
@@ -192,8 +252,18 @@ class Members:
 
     def _bury(self, incarnation: str, why: str) -> None:
         self._dead[incarnation] = why
-        self._live.pop(incarnation, None)
         self._beats.pop(incarnation, None)
+        member = self._live.get(incarnation)
+        if member is None:
+            return
+        stood = self.stands(member)
+        del self._live[incarnation]
+        self._of_id[member.skald_id].discard(incarnation)
+        heir = self.standing(member.skald_id)
+        if heir is None:
+            del self._of_id[member.skald_id]
+        elif stood:
+            self._begin(heir)
 
     def is_dead(self, incarnation: str, known_at: int = -1) -> bool:
         """Whether this incarnation can run nothing any more. Final.
@@ -205,6 +275,29 @@ class Members:
             return True
         unknown = incarnation not in self._live and 0 <= known_at <= self.offset
         return unknown and self.first_offset < self._passed[DEATH_BEATS]
+
+    def _begin(self, member: Member) -> None:
+        """It stands now. Unless it waits it takes part: nothing waits for its return any more, and a drain is over."""
+        if not member.waits and member.state not in GOING:
+            self._reserved.pop(member.skald_id, None)
+            self._drained.discard(member.skald_id)
+
+    def of_id(self, skald_id: str) -> list[Member]:
+        """The living incarnations of a skald id, the one that stands first."""
+        members = [self._live[incarnation] for incarnation in self._of_id.get(skald_id, ())]
+        return sorted(members, key=lambda member: (member.waits, member.since))
+
+    def standing(self, skald_id: str) -> Member | None:
+        """The one that the id belongs to; it may still wait, when it has not learnt yet that it need not."""
+        return next(iter(self.of_id(skald_id)), None)
+
+    def stands(self, member: Member) -> bool:
+        return len(self._of_id[member.skald_id]) == 1 or self.of_id(member.skald_id)[0] is member
+
+    def differing(self, member: Member) -> tuple[str, ...]:
+        """Names of settings that all must share, of which it has others than this process."""
+        mine, theirs = self._agreed, member.agreed
+        return tuple(sorted(name for name in mine.keys() & theirs.keys() if mine[name] != theirs[name]))
 
     def is_drained(self, skald_id: str) -> bool:
         """Whether a person has drained it. Its restart ends that."""
@@ -278,4 +371,6 @@ def _described(member: Member) -> tuple[object, ...]:
         member.capacity,
         member.web,
         member.role,
+        member.take_over,
+        member.agreed,
     )

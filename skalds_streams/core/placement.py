@@ -77,8 +77,12 @@ def survey(row: Row, members: Members, load: Load) -> tuple[list[tuple[Member, i
     waiting: dict[str, str] = {}
     able: list[tuple[Member, int]] = []
     for member in members:
+        if not members.stands(member):
+            continue  # another has its id: what keeps that one from taking the task is the reason
         used = member.running + load.extra(member)
         reason = refusal(row, member, used, silent=members.is_silent(member))
+        if reason is None and members.differing(member):
+            reason = "has other settings"
         if reason is None:
             able.append((member, member.capacity - used))
         else:

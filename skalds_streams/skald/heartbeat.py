@@ -1,7 +1,8 @@
 """Sends this skald's heartbeats: the next one `beat_ms` after the last was acknowledged, never sooner, by a producer of
 its own.
 
-The whole document goes out on change and every FULL_EVERY_MS, a short one otherwise. A beat whose fate is unknown is
+The whole document goes out on change, every FULL_EVERY_MS, and always while this process does not take part; a short
+one otherwise. A beat whose fate is unknown is
 sent again under the same number.
 """
 
@@ -17,6 +18,7 @@ import structlog
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError as ClientError
 
+from skalds_streams.core.membership import WAITING
 from skalds_streams.proxy.client import check_alive
 from skalds_streams.skald.lease import Lease, boottime_ms
 from skalds_streams.topics import Topics
@@ -106,7 +108,8 @@ class Heartbeat:
             "running": self._running(),
         }
         now_ms = boottime_ms()
-        full = described != self._told or now_ms - self._told_at_ms >= FULL_EVERY_MS
+        # Who begins to read in the middle must know who waits, and which lease it has.
+        full = described != self._told or now_ms - self._told_at_ms >= FULL_EVERY_MS or described["state"] == WAITING
         if full:
             doc |= described
         await self._producer.send_and_wait(

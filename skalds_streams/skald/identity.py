@@ -4,7 +4,8 @@ Rules: the lock (flock) is on a file in the data directory, on a local file syst
 worker host and nobody ever calls LOCK_UN, so whoever gets the lock knows that the former process and all its workers
 are gone, and may say `replaces`. The file says whose lock it was, and whom that one had to replace and may not have
 said yet: a process that ends before its first heartbeat is in the log must not take the news of its predecessors' end
-along. An unset id is drawn once and kept as the name of the file; a second process in the same directory takes
+along. It also says which file it is: the lock of a copied data directory proves nothing of the process that has the
+original. An unset id is drawn once and kept as the name of the file; a second process in the same directory takes
 another.
 """
 
@@ -100,7 +101,9 @@ def _try(path: Path, skald_id: str) -> Identity | None:
     except BlockingIOError:
         os.close(descriptor)
         return None
-    identity = Identity(skald_id, secrets.token_hex(8), descriptor, _predecessors(_read(descriptor), skald_id))
+    former = _read(descriptor)
+    replaces = _predecessors(former, skald_id) if former.get("inode") == os.fstat(descriptor).st_ino else ()
+    identity = Identity(skald_id, secrets.token_hex(8), descriptor, replaces)
     _write(identity, identity.replaces)
     return identity
 
@@ -135,6 +138,7 @@ def _write(identity: Identity, replaces: tuple[str, ...]) -> None:
         "skald_id": identity.skald_id,
         "incarnation": identity.incarnation,
         "replaces": replaces,
+        "inode": os.fstat(identity.lock_fd).st_ino,
         "pid": os.getpid(),
     }
     text = orjson.dumps(document)

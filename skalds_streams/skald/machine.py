@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import socket
 from pathlib import Path
 
 MACHINE_ID = "/etc/machine-id"
@@ -45,6 +46,11 @@ def machine_id() -> str:
 def boot_id() -> str:
     """Identity of this boot of the kernel; empty where there is none."""
     return _read(BOOT_ID)
+
+
+def host_name() -> str:
+    """For people only."""
+    return socket.gethostname()
 
 
 def _is_the_machines_own() -> bool:

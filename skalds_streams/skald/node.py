@@ -2,7 +2,8 @@
 
 Rules: workers run only under a lease. When it has lapsed, the workers are stopped and reaped, and this process goes on
 as a new incarnation that `replaces` the old one: what it may run it is told anew. It leaves with `holding` (its tasks
-wait for it) unless a person has drained it (`leaving`: they are free at once).
+wait for it) unless a person has drained it (`leaving`: they are free at once). Before it loads its workers it waits
+until it may take part (`skald.admission`). A coordinator only beats.
 """
 
 from __future__ import annotations
@@ -16,13 +17,16 @@ from typing import Any
 import orjson
 import structlog
 
-from skalds_streams.errors import HostError
+from skalds_streams.core.membership import WAITING
+from skalds_streams.errors import AdmissionError, HostError
 from skalds_streams.proxy.reports import ReportSender
 from skalds_streams.settings import Settings
+from skalds_streams.skald.admission import Admission
 from skalds_streams.skald.heartbeat import Heartbeat
 from skalds_streams.skald.hosts import Catalogue, HostPool
 from skalds_streams.skald.identity import Identity, forget_predecessors, renewed
 from skalds_streams.skald.lease import Lease
+from skalds_streams.skald.machine import host_name
 from skalds_streams.skald.reporter import Reporter
 from skalds_streams.skald.supervisor import Supervisor
 from skalds_streams.topics import Topics
@@ -51,8 +55,11 @@ class SkaldNode:
         *,
         spawn: Spawn,
         now_ms: Callable[[], int],
+        on_fatal: Callable[[BaseException], object],
     ) -> None:
-        """spawn: run a coroutine under the process's supervision, which ends the process when it raises."""
+        """spawn: run a coroutine under the process's supervision, which ends the process when it raises; on_fatal:
+        ends the process in order.
+        """
         self.identity, self._settings, self._view, self._spawn = identity, settings, view, spawn
         self.pool = HostPool(modules=settings.worker_modules, lock_fd=identity.lock_fd)
         self.lease = Lease(settings.lease_ms, settings.beat_ms, self.pool.renew)
@@ -79,20 +86,45 @@ class SkaldNode:
             running=lambda: self.supervisor.load,
             seen=lambda: view.members.offset,
         )
+        self.admission = Admission(settings, view, lambda: self.identity, on_fatal)
+        self._takes_part = False
         self._beating: asyncio.Task[None] | None = None
         self._settling: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Load the workers and begin to beat. Raises HostError when no worker host can be had."""
+        """Load the workers and begin to beat. Raises AdmissionError when this process may not take part, HostError when
+        no worker host can be had.
+        """
+        await self._view.wait_members()
+        await self._heartbeat.start()
+        self._spawn("lease", self._keep_lease())
+        if self.admission.obstacle is not None:
+            await self._wait()
+        if self._settings.runs_workers:
+            await self._load()
+        self._takes_part = True
+        if self._beating is None:
+            self._beat()
+        self.admission.begin()
+        if self._settings.runs_workers:
+            self._spawn("reporter", self._reporter.run())
+            self._spawn("supervisor", self.supervisor.run())
+
+    async def _load(self) -> None:
         await asyncio.to_thread(self._log_dir.mkdir, parents=True, exist_ok=True)
         catalogue = await self.pool.start()
         for module, trace in catalogue.not_loadable.items():
             log.error("workers.not_loadable", module=module, error=trace.strip().splitlines()[-1])
-        await self._heartbeat.start()
+
+    async def _wait(self) -> None:
+        """Beat, so that who is gone grows old, until this process may take part."""
         self._beat()
-        self._spawn("reporter", self._reporter.run())
-        self._spawn("supervisor", self.supervisor.run())
-        self._spawn("lease", self._keep_lease())
+        try:
+            await self.admission.wait()
+        except AdmissionError:
+            await _ended(self._beating)
+            await self._heartbeat.leave("leaving")
+            raise
 
     @property
     def catalogue(self) -> Catalogue | None:
@@ -122,13 +154,15 @@ class SkaldNode:
             self.lease.begin_anew()
             log.info("skald.new_incarnation", incarnation=self.identity.incarnation, replaces=self.identity.replaces)
             self._beat()
+            self.admission.check()
 
     async def leave(self) -> None:
         """Stop the workers, then say that they are gone."""
         await self.supervisor.close()
         await self._reporter.flush(FLUSH_S)
         await _ended(self._beating)
-        await self._heartbeat.leave("leaving" if self.is_drained else "holding")
+        stays_away = self.is_drained or not self._takes_part or not self._settings.runs_workers
+        await self._heartbeat.leave("leaving" if stays_away else "holding")
 
     async def stop(self) -> None:
         """Let go of the rest. Bounded in time."""
@@ -139,8 +173,10 @@ class SkaldNode:
 
     @property
     def is_drained(self) -> bool:
-        """Whether a person wants nothing to run here."""
-        return self._view.members.is_drained(self.identity.skald_id)
+        """Whether a person wants nothing to run here. Who drained its predecessor did not mean this process."""
+        members = self._view.members
+        me = members.get(self.identity.incarnation)
+        return me is not None and members.stands(me) and members.is_drained(me.skald_id)
 
     def _describe(self) -> dict[str, Any]:
         settings, catalogue = self._settings, self.catalogue
@@ -152,15 +188,24 @@ class SkaldNode:
             else {},
             "not_loadable": sorted(catalogue.not_loadable) if catalogue else [],
             "labels": dict(settings.labels),
-            "capacity": settings.capacity,
+            "capacity": settings.capacity if settings.runs_workers else 0,
             "web": settings.advertised_url,
             "role": settings.role,
             "version": __version__,
             "formats": 1,
             "settings_hash": settings.agreed_hash,
+            "agreed": settings.agreed,
             "cluster": settings.cluster,
-            "state": "draining" if self.is_drained else "up",
+            "host": host_name(),
+            "take_over": settings.take_over and not self._takes_part,
+            "state": self._state,
         }
+
+    @property
+    def _state(self) -> str:
+        if not self._takes_part:
+            return WAITING
+        return "draining" if self.is_drained else "up"
 
     def held(self) -> Sequence[str]:
         """Ids of the tasks that run here."""

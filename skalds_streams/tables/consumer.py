@@ -6,13 +6,46 @@ group's offsets. Reading from the position spares the records in between; a grou
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable, Iterable
 from typing import Any
 
-from faust.transport.drivers.aiokafka import Consumer
+import structlog
+from faust.transport.drivers.aiokafka import Consumer, ConsumerRebalanceListener
+
+log = structlog.get_logger(__name__)
+
+
+class GuardedListener(ConsumerRebalanceListener):  # type: ignore[misc]  # faust has no types that mypy can follow
+    """Asks `app.may_rejoin()` before a member that the group has given up joins it again.
+
+    Where two processes have one instance id, each join gives the other up, and they would take turns for ever.
+    """
+
+    _was_member = False
+
+    def on_partitions_revoked(self, revoked: Iterable[Any]) -> Awaitable[None]:
+        return self._revoke(super().on_partitions_revoked(revoked))
+
+    async def on_partitions_assigned(self, assigned: Iterable[Any]) -> None:
+        self._was_member = True
+        await super().on_partitions_assigned(assigned)
+
+    async def _revoke(self, revoking: Awaitable[None]) -> None:
+        await revoking
+        coordinator = self._thread._ensure_consumer()._coordinator
+        if self._was_member and not coordinator.member_id:
+            app: Any = self._thread.app
+            asked = asyncio.run_coroutine_threadsafe(app.may_rejoin(), app.loop)
+            if not await asyncio.wrap_future(asked):
+                log.warning("group.not_joined_again")
+                coordinator._max_poll_interval = -1.0  # one that has not polled for so long does not join
 
 
 class PositionedConsumer(Consumer):  # type: ignore[misc]  # faust has no types that mypy can follow
-    """`app.start_offset(tp)` says where a partition begins; None leaves it at the group's offset."""
+    """`app.may_rejoin()` says whether to join again; `app.start_offset(tp)` says where a partition begins; None leaves it at the group's offset."""
+
+    RebalanceListener = GuardedListener
 
     async def perform_seek(self) -> None:
         await super().perform_seek()

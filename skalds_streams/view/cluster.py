@@ -55,12 +55,18 @@ class Changes:
 class ClusterView:
     """See the module. `run` reads for ever."""
 
-    def __init__(self, topics: Topics, client: Mapping[str, Any], hold_beats: int = HOLD_BEATS) -> None:
-        """hold_beats: see `core.membership`."""
+    def __init__(
+        self,
+        topics: Topics,
+        client: Mapping[str, Any],
+        hold_beats: int = HOLD_BEATS,
+        agreed: Mapping[str, object] | None = None,
+    ) -> None:
+        """hold_beats, agreed: see `core.membership`."""
         self._state = ChangelogState()
         self._held: dict[str, tuple[str, int]] = {}
         self._load: Counter[str] = Counter()
-        self.members = Members(hold_beats)
+        self.members = Members(hold_beats, agreed)
         self._subscribers: set[Changes] = set()
         self._on_row: list[Callable[[str], object]] = []
         self._on_members: list[Callable[[], object]] = []
@@ -87,6 +93,14 @@ class ClusterView:
     async def wait_caught_up(self) -> None:
         await self._changelog.caught_up.wait()
         await self._heartbeats.caught_up.wait()
+
+    async def wait_members(self) -> None:
+        """Until the heartbeats that were there when this process began are read."""
+        await self._heartbeats.caught_up.wait()
+
+    async def read_members(self) -> None:
+        """Until all heartbeats are read that are there now."""
+        await self._heartbeats.read_on()
 
     async def run(self) -> None:
         """Read both logs until cancelled."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import structlog
@@ -41,6 +42,8 @@ class TopicReader:
         if coalesce_ms:
             self._client |= {"fetch_min_bytes": 1_000_000, "fetch_max_wait_ms": coalesce_ms}
         self._next: dict[TopicPartition, int] = {}
+        self._consumer: AIOKafkaConsumer | None = None
+        self._delivered = asyncio.Event()
         self.caught_up = asyncio.Event()
         """Set once everything that was there at the start has been delivered."""
 
@@ -53,11 +56,29 @@ class TopicReader:
                 log.warning("reader.again", topic=self._tps[0].topic, error=repr(error))
                 await asyncio.sleep(AGAIN_S)
 
+    async def read_on(self) -> None:
+        """Return when everything that is there now has been delivered; as long as no broker answers it does not."""
+        await self.caught_up.wait()
+        ends: Mapping[TopicPartition, int] | None = None
+        while True:
+            self._delivered.clear()
+            try:
+                if self._consumer is not None:
+                    ends = ends or await self._consumer.end_offsets(self._tps)
+                    if self._consumer is not None and await self._reached(self._consumer, ends):
+                        return
+            except (ClientError, OSError, TimeoutError) as error:
+                log.warning("reader.end_not_known", topic=self._tps[0].topic, error=repr(error))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(AGAIN_S):
+                    await self._delivered.wait()
+
     async def _read(self) -> None:
         consumer = log_consumer(self._client)
         try:
             await consumer.start()
             consumer.assign(self._tps)
+            self._consumer = consumer
             ends = await consumer.end_offsets(self._tps)
             for tp in self._tps:
                 if tp in self._next:
@@ -71,7 +92,9 @@ class TopicReader:
                 for tp, records in (await consumer.getmany(timeout_ms=wait_ms)).items():
                     self._on_records([record_of(item) for item in records])
                     self._next[tp] = records[-1].offset + 1
+                self._delivered.set()
         finally:
+            self._consumer = None
             await consumer.stop()
 
     async def _reached(self, consumer: AIOKafkaConsumer, ends: Mapping[TopicPartition, int]) -> bool:

@@ -12,7 +12,7 @@ from urllib.parse import quote, urlsplit
 
 import orjson
 
-from skalds_streams.core.membership import Member
+from skalds_streams.core.membership import WAITING, Member, Members
 from skalds_streams.core.redact import redact
 from skalds_streams.core.restarts import CRASH_LOOPING_ATTEMPTS, STABLE_MS
 from skalds_streams.core.row import Row, Status
@@ -74,7 +74,7 @@ def member_doc(member: Member, view: ClusterView, settings: Settings, own_incarn
     return {
         "skald_id": member.skald_id,
         "incarnation": member.incarnation,
-        "state": STATE_SILENT if members.is_silent(member) else member.state,
+        "state": _state(member, members),
         "load": view.load(member.incarnation),
         "running": member.running,
         "capacity": member.capacity,
@@ -87,11 +87,18 @@ def member_doc(member: Member, view: ClusterView, settings: Settings, own_incarn
         "web": web_link(member.web),
         "settings_hash": member.settings_hash,
         "settings_differ": bool(member.settings_hash) and member.settings_hash != settings.agreed_hash,
+        "host": member.host,
         "beat": member.n,
         "beat_at_ms": member.at_ms,
         "beats_missed": members.beats_missed(member),
         "is_this": member.incarnation == own_incarnation,
     }
+
+
+def _state(member: Member, members: Members) -> str:
+    if members.is_silent(member):
+        return STATE_SILENT
+    return member.state if members.stands(member) else WAITING
 
 
 def member_docs(view: ClusterView, settings: Settings, own_incarnation: str) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +20,8 @@ from aiokafka.errors import (
 )
 
 from skalds_streams.coordinator import group
-from skalds_streams.coordinator.group import GroupQuestion
+from skalds_streams.coordinator.group import GroupQuestion, watch_membership
+from skalds_streams.errors import KafkaError
 from skalds_streams.model.documents import Positions
 
 pytestmark = pytest.mark.anyio
@@ -119,3 +121,19 @@ async def test_without_positions_the_assignment_is_all_there_is() -> None:
     assert await question.is_ours(3, Positions({}))
     assert not await question.is_ours(2, Positions({}))
     assert consumer.commits == []
+
+
+async def test_the_end_of_the_routine_that_keeps_it_in_the_group_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group, "WATCH_S", 0.0)
+
+    async def fail() -> None:
+        raise AssertionError("boom")
+
+    thread = SimpleNamespace(_consumer=None)
+    watching = asyncio.create_task(watch_membership(lambda: SimpleNamespace(_thread=thread)))
+    await asyncio.sleep(0.01)
+    assert not watching.done()
+    routine = asyncio.create_task(fail())
+    thread._consumer = SimpleNamespace(_coordinator=SimpleNamespace(_coordination_task=routine))
+    with pytest.raises(KafkaError, match="boom"):
+        await watching

@@ -275,7 +275,7 @@ def test_a_restart_ends_a_drain() -> None:
     members = Members()
     up(members, "a", 0)
     members.apply({"kind": "drain", "skald_id": "a"}, 1)
-    members.apply({"skald_id": "a", "incarnation": "a2", "n": 1, "state": "up"}, 2)
+    members.apply({"skald_id": "a", "incarnation": "a2", "n": 1, "state": "up", "replaces": "a1"}, 2)
     assert not members.is_drained("a")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -71,3 +72,15 @@ def test_an_id_is_no_path(tmp_path: Path) -> None:
     identity = claim_identity(tmp_path, "../../x/y")
     assert [path.name for path in (tmp_path / "skalds").iterdir()] == ["..%2f..%2fx%2fy.lock"]
     os.close(identity.lock_fd)
+
+
+def test_the_lock_of_a_copied_data_directory_proves_nothing(tmp_path: Path) -> None:
+    first = claim_identity(tmp_path / "one", "a")
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    second = claim_identity(tmp_path / "two", "a")
+    assert second.replaces == (), "the first lives"
+    for identity in (first, second):
+        os.close(identity.lock_fd)
+    third = claim_identity(tmp_path / "two", "a")
+    assert third.replaces == (second.incarnation,)
+    os.close(third.lock_fd)

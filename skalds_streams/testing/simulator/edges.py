@@ -130,6 +130,7 @@ def _exchanged(message_bytes: int) -> list[tuple[Any, str, Any]]:
         (runtime, "client_options", lambda settings: HERE.get().client_options()),
         (runtime, "wall_ms", lambda: HERE.get().wall_ms()),
         (runtime, "claim_identity", _claim),
+        (node, "host_name", lambda: "simulated"),
         (node, "forget_predecessors", lambda identity: HERE.get().forget(identity)),
         (node, "renewed", lambda identity: HERE.get().renewed(identity)),
         (runtime, "ensure_topics", _ensure_topics),

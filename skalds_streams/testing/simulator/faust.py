@@ -2,15 +2,16 @@
 
 Rules as Faust has them: at a rebalance the flow stops and buffers are cleared, what was handed out is not waited for;
 then the table is told what is ours, and reading begins at the journals' positions (`tables.consumer`), at the group's
-offset where a journal is not open yet. Soon after a rebalance it drops a part of what it has read and goes on behind
-it, with `Weather.gaps`. Acknowledged offsets are committed up to the first that is not, about once a second.
+offset where a journal is not open yet. One that the group has given up asks before it joins again. Soon after a
+rebalance it drops a part of what it has read and goes on behind it, with `Weather.gaps`. Acknowledged offsets are
+committed up to the first that is not, about once a second.
 `GroupQuestion` finds here what it looks for in Faust.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 from aiokafka import TopicPartition
@@ -33,7 +34,15 @@ GAPS_S = 5.0
 class FaustConsumer:
     """See the module. `run` works until cancelled."""
 
-    def __init__(self, link: Link, topics: Topics, instance: str, journals: Callable[[], Journals]) -> None:
+    def __init__(
+        self,
+        link: Link,
+        topics: Topics,
+        instance: str,
+        journals: Callable[[], Journals],
+        may_rejoin: Callable[[], Awaitable[bool]],
+    ) -> None:
+        self._may_rejoin = may_rejoin
         self._link, self._topics, self._instance, self._journals = link, topics, instance, journals
         self._connection, self._fetching = Connection(), Connection()
         self.member = 0
@@ -90,6 +99,8 @@ class FaustConsumer:
     async def run(self) -> None:
         while True:
             self._rejoin.clear()
+            if self.member and not self._link.broker.group.knows(self.member) and not await self._may_rejoin():
+                return
             await self._join()
             if self.member == UNKNOWN:
                 await asyncio.sleep(1.0)

@@ -126,6 +126,10 @@ class Group:
                 return True
         return False
 
+    def knows(self, member: int) -> bool:
+        """Whether it still is a member."""
+        return any(seat.member == member for seat in self.seats.values())
+
     # -- inside
 
     def _expire(self, seat: Seat) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from aiokafka.errors import KafkaError as ClientError
 
-from skalds_streams.errors import ConfigError, SkaldsError
+from skalds_streams.errors import AdmissionError, ConfigError, SkaldsError
 from skalds_streams.proxy.client import REQUEST_TIMEOUT_MS
 from skalds_streams.runtime import Runtime
 from skalds_streams.settings import Settings
@@ -128,7 +128,9 @@ class Life:
             self.exit()
             return
         runtime = self.runtime
-        self.faust = FaustConsumer(self.link, runtime.topics, self.instance, lambda: runtime.journals)
+        self.faust = FaustConsumer(
+            self.link, runtime.topics, self.instance, lambda: runtime.journals, runtime.may_rejoin
+        )
         consuming = asyncio.create_task(self._consume(self.faust), name="faust")
         await self._stop.wait()
         self.grounds.loop.call_later(STOP_MOST_S, self.exit)
@@ -153,7 +155,10 @@ class Life:
         return self.seat.skald_id
 
     def _on_fatal(self, error: BaseException) -> None:
-        self.grounds.fatal(self, error)
+        if isinstance(error, AdmissionError):  # one of two with the same id has to end
+            self.log("warning", "process.not_admitted", {"error": str(error)})
+        else:
+            self.grounds.fatal(self, error)
         self._stop.set()
 
     # -- what happens to it

@@ -133,6 +133,7 @@ function skaldRow(skald) {
     "tr", {},
     make(
       "th", { scope: "row", "data-label": "Skald" }, skald.skald_id, skald.is_this ? " " : "", skald.is_this ? make("span", { class: "tag" }, "this node") : "",
+      skald.role === "both" ? "" : " ", skald.role === "both" ? "" : make("span", { class: "tag" }, skald.role),
       " ", make("span", { class: "faint mono", title: `incarnation ${skald.incarnation}` }, skald.incarnation.slice(0, 8)),
     ),
     cell("State", badge(skald.state, `state-${skald.state}`), skald.settings_differ ? make("span", { class: "why bad" }, "other settings than this node") : ""),
