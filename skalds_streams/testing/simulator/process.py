@@ -182,7 +182,7 @@ class Life:
         """It is gone, by itself or by kill -9."""
         if self.over:
             return
-        self.over = True
+        self.over = self.link.gone = True
         self.grounds.loop.kill(self.number)
         if self.pool is not None:
             self.pool.orphan()
@@ -229,13 +229,16 @@ class Life:
 
     def _silence(self) -> None:
         if self.faust is not None:
-            self.grounds.broker.group.silent(self.faust.member)
+            group, outside = self.grounds.broker.group, self.grounds.outside.copy()
+            for member in (self.faust.member, self.faust.landed):
+                outside.run(group.silent, member)
 
     def _sound(self) -> None:
         """The group hears of it again, unless it has given it up."""
         if self.faust is None or self.over or self.paused or self.link.partitioned:
             return
-        if not self.grounds.broker.group.heard(self.faust.member):
+        group = self.grounds.broker.group
+        if not any([group.heard(member) for member in (self.faust.member, self.faust.landed)]):
             self.grounds.loop.call_later(self.grounds.rng.uniform(0, 1.0), self.faust.notice)
 
     # -- what the code in it asks for (edges.Surroundings)

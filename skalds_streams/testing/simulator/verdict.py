@@ -21,6 +21,7 @@ from skalds_streams.core.patch import merge_patch
 from skalds_streams.core.row import Row, Status
 from skalds_streams.testing.simulator.hosts import REFUSE
 from skalds_streams.testing.simulator.ledger import Ledger, Where
+from skalds_streams.testing.simulator.plan_leases import KEEP
 from skalds_streams.testing.simulator.process import Life, Seat
 from skalds_streams.testing.simulator.roll import Roll
 from skalds_streams.testing.simulator.rules import origin_of
@@ -182,6 +183,8 @@ class Verdict:
             return f"drain: {row.task_id} runs at {row.holder.skald_id}, which is drained"
         if row.holder is None or (worker.epoch, worker.incarnation) != (row.holder.epoch, row.holder.incarnation):
             return f"I2: {row.task_id} runs elsewhere than the row says"
+        if worker.keeps is not (row.class_name == KEEP):
+            return f"I2: {row.task_id} runs as another class than {row.class_name}"
         if (worker.parameters or None) != (dict(row.attachments) if row.attachments else None):
             return f"I2: {row.task_id} runs with {worker.parameters}, the row has {row.attachments}"
         if not order.refusable and (order.parameters or None) != (worker.parameters or None):
