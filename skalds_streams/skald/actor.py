@@ -56,7 +56,13 @@ class Actor:
 
     @property
     def as_run(self) -> Run:
-        return Run(self.epoch, self._version, stopping=self._stop_reason is not None, kept_by=self._kept_by, class_name=self._row.class_name)
+        return Run(
+            self.epoch,
+            self._version,
+            stopping=self._stop_reason is not None,
+            kept_by=self._kept_by,
+            class_name=self._row.class_name,
+        )
 
     @property
     def keeps(self) -> bool:

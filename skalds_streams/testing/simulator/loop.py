@@ -20,6 +20,7 @@ WORLD = 0
 """Owner of what belongs to no process: the broker, the network, the hosts."""
 OWNER: ContextVar[int] = ContextVar("simulated process", default=WORLD)
 PRUNE_AT = 512
+EVENTS_MOST = 400_000
 ROUNDING_S = 1e-9
 """So that the moment in which a timer fires is never before the one that it was set to, by a clock that drifts."""
 
@@ -56,6 +57,8 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         self.now = 0.0
         self.events = 0
         """Callbacks run so far."""
+        self.events_most = EVENTS_MOST
+        """After so many it halts, also in one moment that does not end."""
         self.errors: list[str] = []
         self.halted = False
         """Set by a rule that was broken: nothing runs any more."""
@@ -107,6 +110,8 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         if self._doomed and handle.owner in self._doomed:
             self._approach(handle.owner)
         self.events += 1
+        if self.events > self.events_most and not self._closing:
+            self.halted = True
         try:
             handle.context.run(handle.callback, *handle.args)
         except Exception as error:  # noqa: BLE001  # the edge of every callback; the world's rules read `errors`

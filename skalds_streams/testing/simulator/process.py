@@ -238,7 +238,8 @@ class Life:
         if self.faust is None or self.over or self.paused or self.link.partitioned:
             return
         group = self.grounds.broker.group
-        if not any([group.heard(member) for member in (self.faust.member, self.faust.landed)]):
+        heard, landed = group.heard(self.faust.member), group.heard(self.faust.landed)
+        if not (heard or landed):
             self.grounds.loop.call_later(self.grounds.rng.uniform(0, 1.0), self.faust.notice)
 
     # -- what the code in it asks for (edges.Surroundings)

@@ -40,7 +40,6 @@ HEAL_S = 150.0
 STAYS_S = 3.0
 TWINS_S = 14.0
 """After the faults a twin comes back for so long: only a process on its machine can say that it has ended."""
-EVENTS_MOST = 400_000
 TEXT_MOST = 1_000
 
 
@@ -194,8 +193,8 @@ class World:
     def _advance(self, until: float) -> None:
         if self.loop.halted:
             return
-        self.loop.advance(until, lambda: self.loop.events > EVENTS_MOST)
-        if self.loop.events > EVENTS_MOST:
+        self.loop.advance(until)
+        if self.loop.events > self.loop.events_most:
             self._condemn("bounded work", f"{self.loop.events} callbacks")
         if self.loop.errors and not self.loop.halted:
             self._condemn("no callback raises", self.loop.errors[0])
