@@ -71,7 +71,7 @@ class DueTimer:
 
     async def _look(self) -> None:
         now_ms = self._now_ms()
-        self._said = {key: at_ms for key, at_ms in self._said.items() if now_ms - at_ms < AGAIN_MS}
+        self._said = {key: at_ms for key, at_ms in self._said.items() if abs(now_ms - at_ms) < AGAIN_MS}
         docs = [(due.task_id, _document(due, now_ms)) for due in islice(self._unsaid(now_ms), MOST_AT_ONCE)]
         if docs:
             await self._forwarder.send_reports(docs)

@@ -17,6 +17,7 @@ from typing import Literal
 from skalds_streams.core.membership import Members
 from skalds_streams.core.moves import let_go
 from skalds_streams.core.placement import Load, choose
+from skalds_streams.core.restarts import BACKOFF_LONGEST_MS
 from skalds_streams.core.row import Holder, Release, Row, Status, Wanted
 
 MOVES_AT_ONCE = 8
@@ -119,7 +120,7 @@ def _of_a_holder(row: Row, holder: Holder, members: Members, room: Room) -> Due 
 
 
 def _retry(row: Row, members: Members, load: Load, now_ms: int) -> Due | None:
-    if row.retry_at_ms > now_ms:
+    if now_ms < row.retry_at_ms <= now_ms + BACKOFF_LONGEST_MS:
         return None
     if row.retry_at_ms > 0:
         return Due("Retry", row.task_id, row.epoch, "", row.attempt, "back-off is over")

@@ -52,6 +52,8 @@ class Member:
     secret: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Class name → paths of its secret parameters (`core.redact`); a class without any is not in it."""
     not_loadable: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+    """Tasks that run on there without a row that says so: there is room for them."""
     labels: Mapping[str, str] = field(default_factory=dict)
     capacity: int = 0
     web: str = ""
@@ -100,6 +102,7 @@ _DOCUMENT = {
     "take_over": bool,
     "replaces": str | list | None,
     "not_loadable": list | tuple,
+    "kept": list | tuple,
 }
 
 
@@ -353,8 +356,9 @@ def _heard(member: Member, doc: Json) -> Member:
         raise ValueError(f"wrong type: {', '.join(wrong)}")
     if "secret" in known:
         known["secret"] = {name: tuple(paths) for name, paths in known["secret"].items()}
-    if "not_loadable" in known:
-        known["not_loadable"] = tuple(known["not_loadable"])
+    for name in ("not_loadable", "kept"):
+        if name in known:
+            known[name] = tuple(known[name])
     return replace(member, **known, n=max(doc.get("n", 0), member.n), running=doc.get("running", member.running))
 
 
@@ -367,6 +371,7 @@ def _described(member: Member) -> tuple[object, ...]:
         member.state,
         dict(member.classes),
         member.not_loadable,
+        member.kept,
         dict(member.labels),
         member.capacity,
         member.web,

@@ -91,19 +91,20 @@ def survey(row: Row, members: Members, load: Load) -> tuple[list[tuple[Member, i
 
 
 def refusal(row: Row, member: Member, used: int, *, silent: bool) -> str | None:
-    """Why this member can't take the task now; None when it can."""
+    """Why this member can't take the task now; None when it can. What runs on there has its room already."""
     if row.recipient is not None and member.skald_id != row.recipient:
         return f"recipient is {row.recipient}"
     if member.role == "coordinator":
         return "runs no workers"
-    if member.state != "up":
+    kept = row.task_id in member.kept
+    if member.state != "up" and not (kept and member.state == "draining"):
         return member.state
     if row.class_name not in member.classes:
         return f"no class {row.class_name}"
     missing = [f"{name}={value}" for name, value in sorted(row.requires.items()) if member.labels.get(name) != value]
     if missing:
         return "lacks label " + ", ".join(missing)
-    if used + row.weight > member.capacity:
+    if used + row.weight > member.capacity and not kept:
         return f"full {used}/{member.capacity}"
     if silent:
         return "silent"

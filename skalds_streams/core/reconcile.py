@@ -25,6 +25,7 @@ class Run:
     version: int
     stopping: bool = False
     kept_by: str | None = None
+    class_name: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,11 @@ def reconcile(
 
 
 def _kept(row: Row, ours: Row | None, run: Run) -> Action | None:
-    """A worker that ran on: adopt it, or end it when another skald has the task. Else wait for the row to say."""
+    """A worker that ran on: adopt it, or end it when another skald has the task, or the task is of another class now.
+    Else wait for the row to say.
+    """
+    if row.class_name != run.class_name:
+        return Stop(row.task_id, run.epoch, "another class")
     if ours is not None and ours.epoch > run.epoch:
         return Adopt(ours)
     if row.is_terminal or row.wanted is not Wanted.RUN:

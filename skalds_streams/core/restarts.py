@@ -9,6 +9,8 @@ import zlib
 
 BACKOFF_FIRST_MS = 1_000
 BACKOFF_MOST_MS = 60_000
+BACKOFF_LONGEST_MS = BACKOFF_MOST_MS + BACKOFF_MOST_MS // 10
+"""With jitter. A try that is further away than this was planned by a wall clock that was wrong."""
 STABLE_MS = 60_000
 """A run of this length forgets the crashes before it."""
 CRASH_LOOPING_ATTEMPTS = 3

@@ -56,12 +56,23 @@ class Actor:
 
     @property
     def as_run(self) -> Run:
-        return Run(self.epoch, self._version, stopping=self._stop_reason is not None, kept_by=self._kept_by)
+        return Run(
+            self.epoch,
+            self._version,
+            stopping=self._stop_reason is not None,
+            kept_by=self._kept_by,
+            class_name=self._row.class_name,
+        )
 
     @property
     def keeps(self) -> bool:
         """Whether it runs on without a lease."""
         return self._pool.keeps(self._row.class_name or "")
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether it runs on, and no row has it."""
+        return self._kept_by is not None
 
     def keep(self, skald_id: str) -> None:
         """Its incarnation has lost its lease; it runs on."""

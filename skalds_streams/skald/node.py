@@ -182,6 +182,7 @@ class SkaldNode:
         settings, catalogue = self._settings, self.catalogue
         return {
             "replaces": list(self.identity.replaces),
+            "kept": self.supervisor.kept,
             "classes": {name: _schema_hash(item) for name, item in catalogue.classes.items()} if catalogue else {},
             "secret": {name: item["secret"] for name, item in catalogue.classes.items() if item.get("secret")}
             if catalogue

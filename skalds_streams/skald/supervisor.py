@@ -62,6 +62,11 @@ class Supervisor:
         return sum(actor.weight for actor in self._actors.values())
 
     @property
+    def kept(self) -> list[str]:
+        """Ids of the tasks that run on here although their rows do not say so."""
+        return sorted(task_id for task_id, actor in self._actors.items() if actor.is_kept)
+
+    @property
     def stop_most_s(self) -> float:
         """How long stopping what runs here may take by the budgets of its classes, in seconds."""
         return max((actor.stop_most_s for actor in self._actors.values()), default=0.0)

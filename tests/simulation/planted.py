@@ -1,7 +1,8 @@
 """Bugs to be planted into production code while a world runs. Each is what somebody could have written.
 
-`PLANTED`: name → context manager, those of `planted_inputs` among them. Where the core would refuse the outcome by its
-own check (`check_step`), the bug takes that check along: it is planted as if nobody had thought of it.
+`PLANTED`: name → context manager, those of `planted_inputs` and `planted_leases` among them. Where the core would
+refuse the outcome by its own check (`check_step`), the bug takes that check along: it is planted as if nobody had
+thought of it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from skalds_streams.model.documents import Positions
 from skalds_streams.proxy.client import log_consumer
 from skalds_streams.skald import actor, supervisor
 from skalds_streams.testing.simulator import process
-from tests.simulation import planted_inputs  # noqa: F401  # it plants its own
+from tests.simulation import planted_inputs, planted_leases  # noqa: F401  # they plant their own
 from tests.simulation.planting import PLANTED, planted
 
 __all__ = ["PLANTED"]

@@ -15,6 +15,7 @@ from skalds_streams.coordinator.timers import DueTimer
 from skalds_streams.core.due import find_due
 from skalds_streams.core.membership import Members
 from skalds_streams.core.placement import Load
+from skalds_streams.core.restarts import BACKOFF_LONGEST_MS
 from skalds_streams.core.row import Holder, Row, Status, Wanted
 
 pytestmark = pytest.mark.anyio
@@ -54,6 +55,19 @@ async def test_what_is_due_is_written_once_and_again_after_a_while() -> None:
     assert await world.look() == []
     world.now_ms += timers.AGAIN_MS
     assert await world.look() == ["t"]
+
+
+async def test_it_is_written_again_after_the_wall_clock_was_set_back() -> None:
+    world = World(held("t"))
+    assert await world.look() == ["t"]
+    world.now_ms -= 3_600_000
+    assert await world.look() == ["t"]
+
+
+def test_a_try_that_a_wrong_clock_put_far_ahead_is_due() -> None:
+    row = Row("t", wanted=Wanted.RUN, status=Status.ASSIGNING, attempt=9, retry_at_ms=10_000_000)
+    for ahead_ms, is_due in ((0, True), (1, False), (BACKOFF_LONGEST_MS, False), (BACKOFF_LONGEST_MS + 1, True)):
+        assert bool(list(find_due([row], Members(), Load(), 10_000_000 - ahead_ms))) is is_due
 
 
 async def test_a_mass_death_is_written_without_waiting_for_the_next_second(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,6 +96,17 @@ def test_placements_since_the_last_beat_count_as_load() -> None:
     assert choose(waiting_row(), members, load).incarnation == "a1"
 
 
+@pytest.mark.parametrize("state", ["up", "draining"])
+def test_a_worker_that_ran_on_has_its_room_where_it_runs(state: str) -> None:
+    members = Members()
+    up(members, "a", 0, capacity=1, state=state, kept=["t"])
+    beat(members, "a", 1, n=2, running=1)
+    assert choose(waiting_row(last_skald="a"), members, Load()).incarnation == "a1"
+    assert choose(Row("u", class_name="Cam"), members, Load()).skald_id is None
+    assert beat(members, "a", 2, n=3, running=1, kept=[])
+    assert choose(waiting_row(last_skald="a"), members, Load()).skald_id is None
+
+
 def test_stickiness_and_another_skald_after_five_tries() -> None:
     members = Members()
     up(members, "a", 0)

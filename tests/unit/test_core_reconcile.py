@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from skalds_streams.core.reconcile import Push, Run, SayStopped, Start, Stop, reconcile, reconcile_task
+from skalds_streams.core.reconcile import Adopt, Push, Run, SayStopped, Start, Stop, reconcile, reconcile_task
 from skalds_streams.core.row import Holder, Release, Row, Status, Wanted
 
 ROW = Row(
@@ -53,3 +53,12 @@ def test_a_run_without_a_row_is_stopped() -> None:
 def test_everything_held_or_running_is_looked_at() -> None:
     rows = {"t": ROW, "other": replace(ROW, task_id="other", holder=Holder("b", "b1", 3))}
     assert list(reconcile(rows, {}, {}, "a1")) == [Start(ROW)]
+
+
+def test_a_run_without_a_lease_is_adopted_unless_its_task_is_of_another_class_now() -> None:
+    kept = Run(2, 2, kept_by="a", class_name="Cam")
+    assert reconcile_task("t", ROW, kept, 0, "a1") == Adopt(ROW)
+    assert reconcile_task("t", replace(ROW, holder=None), kept, 0, "a1") is None
+    other = replace(ROW, class_name="Feed")
+    assert reconcile_task("t", other, kept, 0, "a1") == Stop("t", 2, "another class")
+    assert reconcile_task("t", replace(other, holder=None), kept, 0, "a1") == Stop("t", 2, "another class")

@@ -28,6 +28,21 @@ from skalds_streams.testing.simulator.world import Result, run
 
 BLOCK = 1_000
 """Seeds a line of a soak's results."""
+SHOWN = (
+    "kill",
+    "pause",
+    "freeze",
+    "partition",
+    "outage",
+    "stop",
+    "lose",
+    "drain",
+    "jump",
+    "twin",
+    "lease.lapsed",
+    "journal.fenced",
+    "journal.outcome_unknown",
+)
 SHRUNK_MOST = 5
 """Failing seeds of one run that are shrunk and kept; more would say the same."""
 
@@ -119,8 +134,12 @@ def _summary(found: Tally, wall_s: float) -> None:
         f"{found.seeds} worlds in {wall_s:.0f} s ({found.seeds / max(wall_s, 0.001):.0f} a second), {days:.1f} days of"
         f" virtual time, {found.records} records, {found.acts} acts of workers"
     )
-    what = ("kill", "pause", "partition", "outage", "stop", "twin", "journal.fenced", "journal.outcome_unknown")
-    console.print(", ".join(f"{name} {found.seen[name]}" for name in what))
+    console.print(", ".join(f"{name} {found.seen[name]}" for name in SHOWN))
+    if found.margin_beats is not None:
+        console.print(
+            f"least time between the last act of a run that was counted dead and the next one's first:"
+            f" {found.margin_beats:.2f} beats (seed {found.margin_seed})"
+        )
     console.print(f"rules broken: {len(found.failed)}", style="red" if found.failed else "green")
 
 
@@ -152,6 +171,7 @@ def _append(path: Path, first: int, found: Tally, wall_s: float) -> None:
         "virtual_s": round(found.virtual_s),
         "records": found.records,
         "acts": found.acts,
+        "margin_beats": found.margin_beats,
         "violations": [{"seed": item.seed, "rule": item.rule, "what": item.violation} for item in found.failed],
     }
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,7 @@ from aiokafka.errors import OutOfOrderSequenceNumber, ProducerFenced
 
 from skalds_streams.coordinator.batch import Output
 from skalds_streams.model.record import Record
+from skalds_streams.testing.simulator.machines import LeaseWatch
 from skalds_streams.testing.simulator.network import Connection, Link
 from skalds_streams.testing.simulator.storage import size_of
 
@@ -90,6 +91,8 @@ class Producer:
 
     async def send(self, topic: str, value: bytes, key: bytes | None = None, partition: int = 0) -> asyncio.Future[Any]:
         future: asyncio.Future[Any] = self._link.loop.create_future()
+        if topic == self._link.broker.topics.heartbeat and self._link.watch is not None:
+            future.add_done_callback(self._beaten(self._link.watch))
         waiting = self._waiting.setdefault((topic, partition), [])
         waiting.append((Output(topic, key, value), self._link.loop.now + self._timeout_s, future))
         if (topic, partition) not in self._busy:
@@ -99,6 +102,16 @@ class Producer:
 
     async def send_and_wait(self, topic: str, value: bytes, key: bytes | None = None, partition: int = 0) -> None:
         await (await self.send(topic, value, key=key, partition=partition))
+
+    def _beaten(self, watch: LeaseWatch) -> Callable[[asyncio.Future[Any]], None]:
+        """Takes note when a heartbeat is acknowledged that is sent now."""
+        sent_ms = watch.now_ms()
+
+        def settled(done: asyncio.Future[Any]) -> None:
+            if not done.cancelled() and done.exception() is None:
+                watch.acknowledged(sent_ms)
+
+        return settled
 
     def _flush(self, topic: str, partition: int) -> None:
         waiting = self._waiting[topic, partition]

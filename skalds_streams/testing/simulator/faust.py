@@ -46,6 +46,8 @@ class FaustConsumer:
         self._link, self._topics, self._instance, self._journals = link, topics, instance, journals
         self._connection, self._fetching = Connection(), Connection()
         self.member = 0
+        self.landed = 0
+        """As which member the group took its last join, whether it knows of that or not."""
         self.generation = 0
         self.partitions: tuple[int, ...] = ()
         self._rejoin = asyncio.Event()
@@ -128,6 +130,9 @@ class FaustConsumer:
                 knows=lambda: self.generation,
                 joined=lambda *answer: reply(answer),
             )
+            self.landed = group.seats[self._instance].member
+            if self._link.gone:
+                group.silent(self.landed)
 
         self.member, self.generation, self.partitions = await self._link.deferred(join, self._connection)
 

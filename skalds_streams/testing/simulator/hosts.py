@@ -2,7 +2,8 @@
 
 Rules: a host is a process of its own: it goes on while its skald is stopped, and ends soon after its skald is killed;
 what it says reaches the skald in order, before its end does. Every begin, change of parameters and end of user code is
-told to the witness of the world, at the moment at which it happens.
+told to the witness of the world, at the moment at which it happens. A host on a frozen machine does nothing, but the
+kernel's timer ends it, as `worker.kernel.KillTimer` would.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ from typing import Any
 
 from skalds_streams.errors import HostError
 from skalds_streams.skald.hosts import Catalogue, ExitInfo, RunSpec
+from skalds_streams.testing.simulator.machines import LeaseWatch, Machine
 from skalds_streams.testing.simulator.network import Link
-from skalds_streams.testing.simulator.witness import Witness
+from skalds_streams.testing.simulator.plan_leases import KEEP
+from skalds_streams.testing.simulator.witness import Active, Witness
 
-CLASSES = ("Cam", "Feed")
+CLASSES = ("Cam", "Feed", KEEP)
 RELEASE_S = 2.0
+ROUNDING_S = 1e-9
 TERMINATE_S = 1.0
 REFUSE = "refuse"
 """Parameters with this name are not accepted by any worker."""
@@ -44,11 +48,20 @@ class Pool:
     """HostPool of one process."""
 
     def __init__(
-        self, link: Link, witness: Witness, habits: Habits, rng: random.Random, incarnation: Callable[[], str]
+        self,
+        link: Link,
+        witness: Witness,
+        habits: Habits,
+        rng: random.Random,
+        machine: Machine,
+        watch: LeaseWatch,
+        incarnation: Callable[[], str],
     ) -> None:
         self._link, self._witness, self._habits, self._rng = link, witness, habits, rng
+        self.machine, self._watch = machine, watch
         self.incarnation = incarnation
-        self.lease_until_s = 0.0
+        self.lease_until_s: float | None = None
+        """By the machine's clock; None before the first renewal."""
         self.hosts: list[SimulatedHost] = []
         self._stopping = False
 
@@ -63,10 +76,11 @@ class Pool:
         return Catalogue(dict.fromkeys(CLASSES, described), {})
 
     def keeps(self, class_name: str) -> bool:
-        return False
+        return class_name == KEEP
 
     def renew(self, until_ms: int) -> None:
         """The kernel's timers are set anew: late frames of the socket are no matter here, as the time is absolute."""
+        self._watch.renewed(until_ms)
         self.lease_until_s = until_ms / 1000
         for host in self.hosts:
             host.renew(self.lease_until_s)
@@ -74,6 +88,7 @@ class Pool:
     async def run(self, spec: RunSpec, on_event: Callable[[dict[str, Any]], None]) -> SimulatedHost:
         if spec.class_name not in CLASSES:
             raise HostError(f"class {spec.class_name} is not loaded here")
+        self._watch.starts(spec.task_id)
         if self._rng.random() < self._habits.no_host:
             await asyncio.sleep(0.5)
             raise HostError("no worker host in 30 s")
@@ -95,7 +110,12 @@ class Pool:
     def orphan(self) -> None:
         """The skald was killed: the hosts see the end of their socket."""
         for host in list(self.hosts):
-            host.outside(self._rng.uniform(0, self._habits.dies_s), host.die, "skald lost")
+            host.by_kernel(self._rng.uniform(0, self._habits.dies_s), host.die, "skald lost")
+
+    def power_off(self) -> None:
+        """The machine is gone, and all that ran on it."""
+        for host in list(self.hosts):
+            host.die("power off")
 
 
 class SimulatedHost:
@@ -122,29 +142,37 @@ class SimulatedHost:
         """Updates that came before the worker ran."""
         self._parameters = spec.attachments
         self._ended: asyncio.Future[ExitInfo] = link.loop.create_future()
-        self._incarnation = pool.incarnation()
-        self._lease_until_s = pool.lease_until_s
+        self._epoch, self._incarnation = spec.epoch, pool.incarnation()
+        self.keeps = pool.keeps(spec.class_name)
+        self._lease_until_s = None if self.keeps else pool.lease_until_s
 
     # -- the host's own life, outside of its skald
 
     def outside(self, delay: float, callback: Callable[..., None], *args: Any) -> None:
+        """A moment of the host's own code: not while its machine is frozen."""
+        self.by_kernel(delay, self._pool.machine.run, callback, *args)
+
+    def by_kernel(self, delay: float, callback: Callable[..., None], *args: Any) -> None:
+        """What happens to it, whether it runs or not."""
         self._link.loop.call_later(delay, callback, *args, context=self._link.outside)
 
     def renew(self, until_s: float) -> None:
-        self.outside(self._rng.uniform(0, 0.01), self._take_lease, until_s)
+        if self._lease_until_s is not None:
+            self.outside(self._rng.uniform(0, 0.01), self._take_lease, until_s)
 
     def _take_lease(self, until_s: float) -> None:
-        self._lease_until_s = max(self._lease_until_s, until_s)
+        self._lease_until_s = max(self._lease_until_s or 0.0, until_s)
 
     def _watch_lease(self) -> None:
         """The kernel's timer."""
-        left_s = self._lease_until_s - self._link.loop.now
-        if not self.alive:
+        if not self.alive or self._lease_until_s is None:
             return
-        if left_s <= 0:
+        rate = self._pool.machine.rate
+        left_s = self._lease_until_s / rate - self._link.loop.now
+        if left_s <= ROUNDING_S:
             self.die("signal 9 (SIGKILL)")
         else:
-            self.outside(left_s, self._watch_lease)
+            self.by_kernel(left_s, self._watch_lease)
 
     def begin(self) -> None:
         self._watch_lease()
@@ -159,7 +187,9 @@ class SimulatedHost:
             return
         self._runs = True
         spec = self._spec
-        self._witness.begins(spec.task_id, spec.epoch, self._incarnation, spec.version, self._parameters)
+        self._witness.begins(
+            Active(self._epoch, self._incarnation, spec.version, self._parameters, self.keeps), spec.task_id
+        )
         self._say({"op": "running", "version": spec.version})
         for version, attachments in self._early:
             self._update(version, attachments)
@@ -188,7 +218,7 @@ class SimulatedHost:
         if not self.alive or (self._witness.calm and self._runs):
             return
         if op == "finished" or more.get("retryable") is False:
-            self._witness.settled(self._spec.task_id, self._spec.epoch, op)
+            self._witness.settled(self._spec.task_id, self._epoch, op)
         self._stop_acting()
         self._say({"op": op, **more})
         self.outside(self._rng.uniform(0, 0.2), self.die, "exit 0")
@@ -196,7 +226,7 @@ class SimulatedHost:
     def _stop_acting(self) -> None:
         if self._runs:
             self._runs = False
-            self._witness.ends(self._spec.task_id, self._spec.epoch, self._incarnation)
+            self._witness.ends(self._spec.task_id, self._epoch, self._incarnation)
 
     def die(self, why: str) -> None:
         if not self.alive:
@@ -216,7 +246,7 @@ class SimulatedHost:
     def _later(self, callback: Callable[..., None], *args: Any) -> None:
         """In order to the skald's process."""
         self._said = max(self._said, self._link.loop.now + self._rng.uniform(0, 0.01))
-        self._link.loop.call_at(self._said, callback, *args, context=self._link.inside)
+        self._link.loop.at(self._said, callback, *args, context=self._link.inside)
 
     # -- what the actor calls
 
@@ -236,8 +266,18 @@ class SimulatedHost:
             self._say({"op": "refused", "version": version, "error": {"type": "ValueError", "message": "no"}})
         else:
             self._parameters = attachments
-            self._witness.applies(self._spec.task_id, self._spec.epoch, version, attachments)
+            self._witness.applies(self._spec.task_id, self._epoch, version, attachments)
             self._say({"op": "applied", "version": version})
+
+    def take_epoch(self, epoch: int) -> None:
+        """The run goes on under another epoch."""
+        self._heard = max(self._heard, self._link.loop.now + self._rng.uniform(0, 0.05))
+        self.outside(self._heard - self._link.loop.now, self._take_epoch, epoch, self._pool.incarnation())
+
+    def _take_epoch(self, epoch: int, incarnation: str) -> None:
+        if self._runs:
+            self._witness.adopts(self._spec.task_id, (self._epoch, self._incarnation), epoch, incarnation)
+        self._epoch, self._incarnation = epoch, incarnation
 
     async def stop(self, reason: str, *, release_s: float, terminate_s: float) -> ExitInfo:
         slow = self._rng.random() < self._habits.slow_stop
@@ -262,4 +302,4 @@ class SimulatedHost:
         return bool(done)
 
     def kill(self) -> None:
-        self.outside(0.0, self.die, "signal 9 (SIGKILL)")
+        self.by_kernel(0.0, self.die, "signal 9 (SIGKILL)")

@@ -3,7 +3,8 @@
 Rules: ready callbacks run in the order in which they became ready; when none is, time jumps to the next timer; nothing
 reads a real clock. A paused process's callbacks and timers wait until it is resumed; a killed one's never run again,
 and its tasks are kept (not collected) until the world ends, so that no finaliser runs at a moment of the collector's
-choice.
+choice. Each process has a clock that may be fast or slow (`rates`): `time`, `call_at` and `call_later` go by it, `now`
+and `at` by the world's own.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ WORLD = 0
 """Owner of what belongs to no process: the broker, the network, the hosts."""
 OWNER: ContextVar[int] = ContextVar("simulated process", default=WORLD)
 PRUNE_AT = 512
+EVENTS_MOST = 400_000
+ROUNDING_S = 1e-9
+"""So that the moment in which a timer fires is never before the one that it was set to, by a clock that drifts."""
 
 
 class Handle:
@@ -53,9 +57,13 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         self.now = 0.0
         self.events = 0
         """Callbacks run so far."""
+        self.events_most = EVENTS_MOST
+        """After so many it halts, also in one moment that does not end."""
         self.errors: list[str] = []
         self.halted = False
         """Set by a rule that was broken: nothing runs any more."""
+        self.rates: dict[int, float] = {}
+        """Owner → seconds of its clock in one of the world's; 1 for who is not in it."""
         self._ready: deque[Handle] = deque()
         self._timers: list[Handle] = []
         self._numbers = 0
@@ -102,6 +110,8 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         if self._doomed and handle.owner in self._doomed:
             self._approach(handle.owner)
         self.events += 1
+        if self.events > self.events_most and not self._closing:
+            self.halted = True
         try:
             handle.context.run(handle.callback, *handle.args)
         except Exception as error:  # noqa: BLE001  # the edge of every callback; the world's rules read `errors`
@@ -155,7 +165,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     # -- what asyncio asks of a loop
 
     def time(self) -> float:
-        return self.now
+        return self.now * self.rates.get(OWNER.get(), 1.0) if self.rates else self.now
 
     def call_soon(  # type: ignore[override]  # our own, lighter handle
         self, callback: Callable[..., Any], *args: Any, context: Context | None = None
@@ -169,11 +179,22 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     def call_later(  # type: ignore[override]
         self, delay: float, callback: Callable[..., Any], *args: Any, context: Context | None = None
     ) -> Handle:
-        return self.call_at(self.now + delay, callback, *args, context=context)
+        if self.rates:
+            delay /= self._rate(context)
+        return self.at(self.now + delay, callback, *args, context=context)
 
     def call_at(  # type: ignore[override]
         self, when: float, callback: Callable[..., Any], *args: Any, context: Context | None = None
     ) -> Handle:
+        if self.rates:
+            when = when / self._rate(context) + ROUNDING_S
+        return self.at(when, callback, *args, context=context)
+
+    def _rate(self, context: Context | None) -> float:
+        return self.rates.get(OWNER.get() if context is None else context.get(OWNER, WORLD), 1.0)
+
+    def at(self, when: float, callback: Callable[..., Any], *args: Any, context: Context | None = None) -> Handle:
+        """`call_at` by the world's clock."""
         handle = Handle(callback, args, context if context is not None else copy_context())
         self._numbers += 1
         handle.at, handle.number = when, self._numbers

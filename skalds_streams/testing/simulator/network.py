@@ -18,6 +18,7 @@ from aiokafka.errors import KafkaConnectionError, KafkaTimeoutError
 
 from skalds_streams.testing.simulator.broker import AgainError, Broker
 from skalds_streams.testing.simulator.loop import VirtualLoop
+from skalds_streams.testing.simulator.machines import LeaseWatch
 
 T = TypeVar("T")
 BACKOFF_S = 0.1
@@ -96,7 +97,7 @@ class Call(Generic[T]):
             if delay > self.silence_s:
                 self._again(self.silence_s)
         self.connection.up = max(self.connection.up, link.loop.now + delay)
-        link.loop.call_at(self.connection.up, self._arrive, context=link.outside)
+        link.loop.at(self.connection.up, self._arrive, context=link.outside)
 
     def _arrive(self) -> None:
         link = self.link
@@ -116,7 +117,7 @@ class Call(Generic[T]):
             return
         delay = link.rng.uniform(0.1, 1.0) * weather.usual_s
         self.connection.down = max(self.connection.down, link.loop.now + delay)
-        link.loop.call_at(self.connection.down, self._resolve, result, context=link.inside)
+        link.loop.at(self.connection.down, self._resolve, result, context=link.inside)
 
     def _resolve(self, result: Any) -> None:
         if self.future.done():
@@ -149,6 +150,9 @@ class Link:
         self.fenced_at: dict[int, float] = {}
         self.asked_at: dict[int, float] = {}
         """By partition: when its producer was fenced last, when the group said last that it is ours."""
+        self.watch: LeaseWatch | None = None
+        self.gone = False
+        """Its process is over; what it has sent may land yet."""
         self.on_heal: dict[int, Callable[[], None]] = {}
         """Readers that look again when the broker can be reached again; by their number."""
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
+
+from skalds_streams.testing.simulator.plan_leases import HardshipScript, keep_running
 
 FAULTS = (
     "kill",
@@ -85,6 +87,10 @@ class Plan:
     no_host: float = 0.0
     slow_stop: float = 0.0
     dies_s: float = 0.05
+    lease_ms: int = 20_000
+    hold_ms: int = 15_000
+    drift: float = 0.0
+    """How much faster or slower a machine's clock may run."""
     retention_ms: int = 3_600_000
     """Of rows that have ended."""
     message_bytes: int = MESSAGE_BYTES
@@ -115,13 +121,11 @@ def draw(seed: int, steps: int | None = None) -> Plan:
     duration_s = rng.choice((6.0, 12.0, 20.0, 35.0))
     message_bytes = rng.choice((16_000, 32_000)) if "large" in faults else MESSAGE_BYTES
     actions = _Script(rng, faults, processes, tasks, duration_s, message_bytes).write()
-    if steps is not None:
-        actions = actions[:steps]
 
     def share(fault: str, least: float, most: float) -> float:
         return rng.uniform(least, most) if fault in faults else 0.0
 
-    return Plan(
+    plan = Plan(
         seed=seed,
         noise=rng.getrandbits(48),
         processes=processes,
@@ -146,6 +150,18 @@ def draw(seed: int, steps: int | None = None) -> Plan:
         gaps=share("gaps", 0.1, 0.9),
         actions=actions,
     )
+    plan = _with_hardships(rng, plan)
+    return plan if steps is None else replace(plan, actions=plan.actions[:steps])
+
+
+def _with_hardships(rng: random.Random, plan: Plan) -> Plan:
+    """Leases, clocks, machines (`plan_leases`)."""
+    found = HardshipScript(rng, plan.processes, plan.duration_s).write()
+    for action in plan.actions:
+        if "keep" in found.faults and action.do == "assign":
+            keep_running(rng, action.how)
+    actions = sorted([*plan.actions, *(Action(*item) for item in found.actions)], key=lambda action: action.at)
+    return replace(plan, **found.settings, faults=(*plan.faults, *found.faults), actions=tuple(actions))
 
 
 def _draw_faults(rng: random.Random) -> list[str]:

@@ -19,13 +19,14 @@ from aiokafka.errors import KafkaError as ClientError
 from skalds_streams.errors import AdmissionError, ConfigError, SkaldsError
 from skalds_streams.proxy.client import REQUEST_TIMEOUT_MS
 from skalds_streams.runtime import Runtime
-from skalds_streams.settings import Settings
+from skalds_streams.settings import BEATS_A_LEASE, Settings
 from skalds_streams.skald.identity import Identity
 from skalds_streams.testing.simulator.broker import EPOCH_MS, Broker
 from skalds_streams.testing.simulator.edges import DATA_DIR, HERE
 from skalds_streams.testing.simulator.faust import FaustConsumer
 from skalds_streams.testing.simulator.hosts import Habits, Pool
 from skalds_streams.testing.simulator.loop import OWNER, VirtualLoop
+from skalds_streams.testing.simulator.machines import LeaseWatch, Machine
 from skalds_streams.testing.simulator.network import Link, Weather
 from skalds_streams.testing.simulator.witness import Witness
 
@@ -47,6 +48,8 @@ class Grounds:
     habits: Habits
     capacity: int
     retention_ms: int
+    lease_ms: int
+    hold_ms: int
     skew_ms: int
     rng: random.Random
     log: Callable[[Life, str, str, Mapping[str, Any]], None]
@@ -64,6 +67,12 @@ class Seat:
     lives: list[Life] = field(default_factory=list)
     written: tuple[str, ...] = ()
     """Incarnations in the lock's file."""
+    machine: Machine = field(default_factory=Machine)
+
+    @property
+    def prefix(self) -> str:
+        """What the names of all incarnations of this seat begin with, and no others."""
+        return f"{self.skald_id}{'x' if self.twin else ''}."
 
     @property
     def life(self) -> Life | None:
@@ -86,7 +95,7 @@ class Life:
         self.pool: Pool | None = None
         self.faust: FaustConsumer | None = None
         self.runtime: Runtime | None = None
-        self.incarnation = f"{seat.skald_id}{'x' if seat.twin else ''}.{len(seat.lives)}"
+        self.incarnation = f"{seat.prefix}{len(seat.lives)}"
         self.renewals = 0
         self._stop = asyncio.Event()
         self._task: asyncio.Future[None] | None = None
@@ -96,7 +105,14 @@ class Life:
         inside.run(HERE.set, self)
         rng = random.Random(grounds.rng.getrandbits(48))
         self.link = Link(grounds.loop, grounds.broker, rng, grounds.weather, inside, grounds.outside)
+        beat_ms = grounds.lease_ms // BEATS_A_LEASE
+        self.watch = self.link.watch = LeaseWatch(grounds.lease_ms, beat_ms, self.boottime_ms, self._complain)
+        if seat.machine.rate != 1.0:
+            grounds.loop.rates[number] = seat.machine.rate
         seat.lives.append(self)
+
+    def _complain(self, rule: str, text: str) -> None:
+        self.grounds.broker.complain(rule, f"{self.incarnation}: {text}")
 
     def begin(self) -> None:
         grounds = self.grounds
@@ -171,7 +187,7 @@ class Life:
         """It is gone, by itself or by kill -9."""
         if self.over:
             return
-        self.over = True
+        self.over = self.link.gone = True
         self.grounds.loop.kill(self.number)
         if self.pool is not None:
             self.pool.orphan()
@@ -187,8 +203,24 @@ class Life:
     def resume(self) -> None:
         """SIGCONT."""
         self.paused = False
+        self.watch.resumed()
         self.grounds.loop.resume(self.number)
         self._sound()
+
+    def freeze(self) -> None:
+        """The whole machine is frozen, but for its kernel's timers."""
+        self.pause()
+        self.seat.machine.frozen = True
+
+    def thaw(self) -> None:
+        self.resume()
+        self.seat.machine.thaw()
+
+    def power_off(self) -> None:
+        """It and all its hosts are gone at once."""
+        if self.pool is not None:
+            self.pool.power_off()
+        self.exit()
 
     def cut(self) -> None:
         """Its network is gone."""
@@ -202,13 +234,17 @@ class Life:
 
     def _silence(self) -> None:
         if self.faust is not None:
-            self.grounds.broker.group.silent(self.faust.member)
+            group, outside = self.grounds.broker.group, self.grounds.outside.copy()
+            for member in (self.faust.member, self.faust.landed):
+                outside.run(group.silent, member)
 
     def _sound(self) -> None:
         """The group hears of it again, unless it has given it up."""
         if self.faust is None or self.over or self.paused or self.link.partitioned:
             return
-        if not self.grounds.broker.group.heard(self.faust.member):
+        group = self.grounds.broker.group
+        heard, landed = group.heard(self.faust.member), group.heard(self.faust.landed)
+        if not (heard or landed):
             self.grounds.loop.call_later(self.grounds.rng.uniform(0, 1.0), self.faust.notice)
 
     # -- what the code in it asks for (edges.Surroundings)
@@ -217,10 +253,10 @@ class Life:
         return {"_link": self.link, "request_timeout_ms": REQUEST_TIMEOUT_MS}
 
     def wall_ms(self) -> int:
-        return EPOCH_MS + int(self.grounds.loop.now * 1000) + self._skew_ms
+        return EPOCH_MS + int(self.grounds.loop.now * 1000) + self._skew_ms + self.seat.machine.jump_ms
 
     def boottime_ms(self) -> int:
-        return int(self.grounds.loop.now * 1000)
+        return int(self.grounds.loop.now * self.seat.machine.rate * 1000)
 
     async def claim(self) -> Identity:
         """As `skald.identity.claim_identity`."""
@@ -236,6 +272,7 @@ class Life:
     def renewed(self, identity: Identity) -> Identity:
         """As `skald.identity.renewed`."""
         self.renewals += 1
+        self.watch.begin_anew()
         self.incarnation = f"{identity.incarnation.partition('+')[0]}+{self.renewals}"
         replaces = (*identity.replaces, identity.incarnation)
         self.identity = Identity(identity.skald_id, self.incarnation, -1, replaces)
@@ -247,20 +284,28 @@ class Life:
         self.seat.written = (identity.incarnation,)
 
     def new_pool(self) -> Pool:
-        self.pool = Pool(self.link, self.grounds.witness, self.grounds.habits, self.link.rng, lambda: self.incarnation)
+        self.pool = Pool(
+            self.link,
+            self.grounds.witness,
+            self.grounds.habits,
+            self.link.rng,
+            self.seat.machine,
+            self.watch,
+            lambda: self.incarnation,
+        )
         return self.pool
 
     def log(self, level: str, event: str, fields: Mapping[str, Any]) -> None:
         self.grounds.log(self, level, event, fields)
 
 
-_SETTINGS: dict[tuple[str, int, int, int], Settings] = {}
+_SETTINGS: dict[tuple[str | int, ...], Settings] = {}
 
 
 def settings_for(skald_id: str, grounds: Grounds) -> Settings:
     """Made once a kind: reading the environment is no part of a world."""
     partitions = grounds.broker.topics.partitions
-    key = (skald_id, grounds.capacity, partitions, grounds.retention_ms)
+    key = (skald_id, grounds.capacity, partitions, grounds.retention_ms, grounds.lease_ms, grounds.hold_ms)
     if key not in _SETTINGS:
         _SETTINGS[key] = Settings.load(
             _env_file=None,
@@ -270,5 +315,7 @@ def settings_for(skald_id: str, grounds: Grounds) -> Settings:
             redis_enabled=False,
             data_dir=DATA_DIR,
             terminal_retention_ms=grounds.retention_ms,
+            lease_ms=grounds.lease_ms,
+            hold_ms=grounds.hold_ms,
         )
     return _SETTINGS[key]

@@ -1,7 +1,8 @@
 """What must hold after every event of a world. One small class a rule; a broken one raises ViolationError.
 
 I1 one run at a time; I3 what was freed never runs again; history is a chain of legal steps with one cause each; the
-positions never fall; nothing inside the product complains. The end of a world is judged in `verdict`.
+positions never fall; nothing inside the product complains; nobody is placed on the dead, or elsewhere while its last
+skald is waited for. The end of a world is judged in `verdict`.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from typing import Any
 import orjson
 
 from skalds_streams.core.invariants import check_step
-from skalds_streams.core.row import Row
+from skalds_streams.core.row import Release, Row
 from skalds_streams.errors import InvariantError
 from skalds_streams.model.documents import Positions, encode_row
 from skalds_streams.testing.simulator.ledger import Ledger, Step, Where, public
+from skalds_streams.testing.simulator.roll import Roll
 from skalds_streams.testing.simulator.storage import Entry, size_of
 from skalds_streams.testing.simulator.witness import Act, Witness
 
@@ -47,17 +49,69 @@ class Rule:
 
 
 class OneAtATime(Rule):
-    """I1: no task runs twice at once."""
+    """I1: no task runs twice at once, unless the one that runs already is of a class that keeps running."""
 
     def __init__(self, witness: Witness) -> None:
         self._witness = witness
 
     def on_act(self, act: Act) -> None:
-        if act.what == "begin" and self._witness.active.get(act.task_id):
-            other = self._witness.active[act.task_id][0]
-            raise ViolationError(
-                "I1", f"{act.task_id} begins as epoch {act.epoch} while epoch {other.epoch} runs at {other.incarnation}"
-            )
+        if act.what != "begin":
+            return
+        for other in self._witness.active.get(act.task_id, ()):
+            if not other.keeps:
+                what = f"{act.task_id} begins as epoch {act.epoch} at {act.incarnation}"
+                raise ViolationError("I1", f"{what} while epoch {other.epoch} runs at {other.incarnation}")
+
+
+class Margin(Rule):
+    """Measures how long after the last act of a run that was counted dead the next one begins. Breaks no rule."""
+
+    def __init__(self, witness: Witness) -> None:
+        self._witness = witness
+        self._ended: dict[str, float] = {}
+        self._counted: set[str] = set()
+        self.smallest_s: float | None = None
+
+    def on_step(self, step: Step) -> None:
+        before, after = step.before, step.after
+        if before is not None and before.holder is not None and after.holder != before.holder:
+            silent = after.why.kind == "Lost" and "silent for" in (after.why.reason or "")
+            (self._counted.add if silent else self._counted.discard)(after.task_id)
+
+    def on_act(self, act: Act) -> None:
+        if act.what == "end":
+            self._ended[act.task_id] = act.at
+        elif act.what == "begin" and act.task_id in self._counted and act.task_id in self._ended:
+            margin_s = act.at - self._ended[act.task_id]
+            self.smallest_s = min(margin_s, margin_s if self.smallest_s is None else self.smallest_s)
+
+
+class Placements(Rule):
+    """Nobody is placed on an incarnation that was dead by what the one who placed it had read; and what a skald ran
+    that has said that it comes back stays for it.
+    """
+
+    def __init__(self, roll: Roll) -> None:
+        self._roll = roll
+
+    def on_step(self, step: Step) -> None:
+        before, after = step.before, step.after
+        if after.holder is None or (before is not None and before.holder == after.holder):
+            return
+        holder = after.holder
+        if self._roll.was_dead(holder.incarnation, holder.seen):
+            raise ViolationError("death is final", f"{after.task_id} is placed on {holder.incarnation}")
+        last = None if before is None else _last_skald(before)
+        if last in (None, holder.skald_id) or after.recipient not in (None, last):
+            return
+        if self._roll.is_waited_for(last or "", holder.seen):
+            raise ViolationError("hold", f"{after.task_id} is placed on {holder.skald_id}, but {last} comes back")
+
+
+def _last_skald(row: Row) -> str | None:
+    if row.holder is None:
+        return row.last_skald
+    return None if row.release is Release.MOVE else row.holder.skald_id
 
 
 class FreedIsOver(Rule):
@@ -76,7 +130,7 @@ class FreedIsOver(Rule):
             return
         self._freed[after.task_id] = max(self._freed.get(after.task_id, 0), before.holder.epoch)
         for active in self._witness.active.get(after.task_id, ()):
-            if active.epoch == before.holder.epoch:
+            if active.epoch == before.holder.epoch and not active.keeps:
                 raise ViolationError(
                     "freed while it runs", f"{after.task_id} epoch {active.epoch}, by {after.why.kind}"
                 )
@@ -221,9 +275,10 @@ def origin_of(ledger: Ledger, cause: Where) -> Where | None:
     return first["topic"], first["partition"], first["offset"]
 
 
-def all_rules(ledger: Ledger, witness: Witness, most_bytes: int) -> list[Rule]:
+def all_rules(ledger: Ledger, witness: Witness, roll: Roll, most_bytes: int) -> list[Rule]:
     """One object of each rule, listening to nothing yet."""
     return [
+        Placements(roll),
         OneAtATime(witness),
         FreedIsOver(witness),
         LegalSteps(ledger),

@@ -26,6 +26,7 @@ class Outcome:
     virtual_s: float
     records: int
     acts: int
+    margin_beats: float | None
     seen: dict[str, int]
 
 
@@ -38,6 +39,9 @@ class Tally:
     cpu_s: float = 0.0
     records: int = 0
     acts: int = 0
+    margin_beats: float | None = None
+    """The smallest of all."""
+    margin_seed: int | None = None
     seen: Counter[str] = field(default_factory=Counter)
     failed: list[Outcome] = field(default_factory=list)
 
@@ -47,6 +51,8 @@ class Tally:
         self.cpu_s += outcome.cpu_s
         self.records += outcome.records
         self.acts += outcome.acts
+        if outcome.margin_beats is not None and (self.margin_beats is None or outcome.margin_beats < self.margin_beats):
+            self.margin_beats, self.margin_seed = outcome.margin_beats, outcome.seed
         self.seen.update(outcome.seen)
         if outcome.violation is not None:
             self.failed.append(outcome)
@@ -65,6 +71,7 @@ def play(seed: int) -> Outcome:
         virtual_s=result.seconds,
         records=result.records,
         acts=result.acts,
+        margin_beats=result.margin_beats,
         seen=result.seen,
     )
 

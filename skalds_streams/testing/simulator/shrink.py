@@ -22,6 +22,7 @@ FAULT_FIELDS = (
     "slow_stop",
     "dies_s",
     "gaps",
+    "drift",
 )
 ORNAMENTS = (
     "twice",
@@ -33,6 +34,7 @@ ORNAMENTS = (
     "action",
     "malformed",
     "at_callback",
+    "at_beat",
     "padding",
 )
 

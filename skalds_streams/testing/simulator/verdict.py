@@ -2,14 +2,14 @@
 
 I2: what the last command by the design's order asks for is so: a wanted task runs exactly once with the last
 parameters, a cancelled or paused one does not. I4: each input changed a row of each task that it names, or is a dead
-letter, or was deleted before anybody applied it; nothing is asked of a task of which a report was. The view of every
-process is the changelog. `unmet` is asked again and again until there is nothing, or the
-time is over.
+letter, or was deleted before anybody applied it; nothing is asked of a task of which a report was. Nothing that another
+could take is left on a drained skald. What nobody who is left can run is not judged. The view of every process is the
+changelog. `unmet` is asked again and again until there is nothing, or the time is over.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,9 +21,11 @@ from skalds_streams.core.patch import merge_patch
 from skalds_streams.core.row import Row, Status
 from skalds_streams.testing.simulator.hosts import REFUSE
 from skalds_streams.testing.simulator.ledger import Ledger, Where
-from skalds_streams.testing.simulator.process import Life
+from skalds_streams.testing.simulator.plan_leases import KEEP
+from skalds_streams.testing.simulator.process import Life, Seat
+from skalds_streams.testing.simulator.roll import Roll
 from skalds_streams.testing.simulator.rules import origin_of
-from skalds_streams.testing.simulator.witness import Witness
+from skalds_streams.testing.simulator.witness import Active, Witness
 
 NEVER = -1
 ENDED = frozenset({Status.FINISHED, Status.FAILED})
@@ -117,14 +119,25 @@ def order_of(ledger: Ledger, task_id: str) -> Order:
 class Verdict:
     """Judges the end."""
 
-    def __init__(self, ledger: Ledger, witness: Witness, capacity: int) -> None:
-        self._ledger, self._witness, self._capacity = ledger, witness, capacity
+    def __init__(self, ledger: Ledger, witness: Witness, roll: Roll, capacity: int, seats: Sequence[Seat]) -> None:
+        """seats: all that there ever were."""
+        self._ledger, self._witness, self._roll, self._capacity = ledger, witness, roll, capacity
+        self._lost = tuple(seat.prefix for seat in seats if seat.machine.lost)
+        self._homes = [seat for seat in seats if not seat.twin and not seat.machine.lost]
 
-    def unmet(self, lives: list[Life]) -> str | None:
-        """The first thing that is not as it must be; None when all is."""
+    def unmet(self) -> str | None:
+        """The first thing that is not as it must be; None when all is, or nobody is left."""
+        if not self._homes:
+            return None
+        lives = [seat.life for seat in self._homes if seat.life is not None]
         for found in self._unmet(lives):
             return found
         return None
+
+    def _runs(self, task_id: str) -> list[Active]:
+        """What runs where somebody can do something about it. A machine without network keeps what is to be kept."""
+        active = self._witness.active.get(task_id, [])
+        return [run for run in active if not (run.keeps and self._lost and run.incarnation.startswith(self._lost))]
 
     def _unmet(self, lives: list[Life]) -> Iterator[str]:
         yield from self._unread()
@@ -132,8 +145,8 @@ class Verdict:
             found = self._task(task_id)
             if found is not None:
                 yield found
-        for task_id, active in self._witness.active.items():
-            if active and task_id not in self._ledger.rows and task_id not in self._ledger.unreported:
+        for task_id in self._witness.active:
+            if self._runs(task_id) and task_id not in self._ledger.rows and task_id not in self._ledger.unreported:
                 yield f"I2: {task_id} runs, and there is no row"
         for life in lives:
             if life.runtime is None or dict(life.runtime.view.rows) != self._ledger.rows:
@@ -150,7 +163,7 @@ class Verdict:
 
     def _task(self, task_id: str) -> str | None:
         row, order = self._ledger.rows.get(task_id), order_of(self._ledger, task_id)
-        active = self._witness.active.get(task_id, [])
+        active = self._runs(task_id)
         if row is None or row.status in ENDED:
             return f"I2: {task_id} has ended, and runs" if active else self._ended(task_id, row)
         if order.wanted != "run":
@@ -160,7 +173,7 @@ class Verdict:
             if row.status is not expected and (order.assigns or row.status is not Status.CREATED):
                 return f"I2: {task_id} is {row.status.value}, wanted is {order.wanted}"
             return None
-        if row.class_name is None or self._is_full(row):
+        if row.class_name is None or (row.holder is None and row.waiting is not None and not self._takers(row)):
             return f"I2: {task_id} runs, and waits" if active else None
         return self._running(row, order)
 
@@ -170,32 +183,38 @@ class Verdict:
         return f"I2: {task_id} is {row.status.value}, but epoch {row.epoch} did not end by itself"
 
     def _running(self, row: Row, order: Order) -> str | None:
-        active = self._witness.active.get(row.task_id, [])
+        active = self._runs(row.task_id)
         if len(active) != 1 or row.status is not Status.RUNNING:
             return f"I2: {row.task_id} is wanted, {len(active)} workers run, the row says {row.status.value}"
         worker = active[0]
+        if row.holder is not None and row.holder.skald_id in self._roll.drained and self._takers(row):
+            return f"drain: {row.task_id} runs at {row.holder.skald_id}, which is drained"
         if row.holder is None or (worker.epoch, worker.incarnation) != (row.holder.epoch, row.holder.incarnation):
             return f"I2: {row.task_id} runs elsewhere than the row says"
+        if worker.keeps is not (row.class_name == KEEP):
+            return f"I2: {row.task_id} runs as another class than {row.class_name}"
         if (worker.parameters or None) != (dict(row.attachments) if row.attachments else None):
             return f"I2: {row.task_id} runs with {worker.parameters}, the row has {row.attachments}"
         if not order.refusable and (order.parameters or None) != (worker.parameters or None):
             return f"I4: {row.task_id} runs with {worker.parameters}, the last command says {order.parameters}"
         return None
 
-    def _is_full(self, row: Row) -> bool:
-        """Whether everyone who may run it is."""
-        if row.holder is not None or row.waiting is None:
-            return False
+    def _takers(self, row: Row) -> list[str]:
+        """Skalds that could take this task: not drained, and with room."""
         held: dict[str, int] = {}
         for other in self._ledger.rows.values():
             if other.holder is not None:
                 held[other.holder.skald_id] = held.get(other.holder.skald_id, 0) + other.weight
-        may = [row.recipient] if row.recipient is not None else list(row.waiting)
-        return all(held.get(skald_id or "", 0) + row.weight > self._capacity for skald_id in may)
+        open_to = {seat.skald_id for seat in self._homes} - self._roll.drained
+        if row.recipient is not None:
+            open_to &= {row.recipient}
+        return [name for name in sorted(open_to) if held.get(name, 0) + row.weight <= self._capacity]
 
     def unaccounted(self) -> str | None:
         """I4: an applied command that changed nothing of a task that it names, and is no dead letter."""
         ledger = self._ledger
+        if not self._homes:
+            return None
         known = {
             (row.task_id, origin_of(ledger, cause) or cause)
             for row, cause in (

@@ -11,7 +11,7 @@ from skalds_streams.testing.simulator.loop import VirtualLoop
 
 @dataclass(frozen=True, slots=True)
 class Act:
-    """One thing that a worker did. `what`: begin, apply or end."""
+    """One thing that a worker did. `what`: begin, apply, adopt (goes on under another epoch) or end."""
 
     at: float
     what: str
@@ -19,6 +19,7 @@ class Act:
     epoch: int
     incarnation: str
     version: int = 0
+    keeps: bool = False
 
 
 @dataclass(slots=True)
@@ -29,6 +30,8 @@ class Active:
     incarnation: str
     version: int
     parameters: dict[str, Any] | None
+    keeps: bool = False
+    """It runs on without a lease, and may run twice."""
 
 
 @dataclass(slots=True)
@@ -43,11 +46,16 @@ class Witness:
     acts: int = 0
     calm: bool = False
 
-    def begins(
-        self, task_id: str, epoch: int, incarnation: str, version: int, parameters: dict[str, Any] | None
-    ) -> None:
-        self._note(Act(self.loop.now, "begin", task_id, epoch, incarnation, version))
-        self.active.setdefault(task_id, []).append(Active(epoch, incarnation, version, parameters))
+    def begins(self, run: Active, task_id: str) -> None:
+        self._note(Act(self.loop.now, "begin", task_id, run.epoch, run.incarnation, run.version, run.keeps))
+        self.active.setdefault(task_id, []).append(run)
+
+    def adopts(self, task_id: str, former: tuple[int, str], epoch: int, incarnation: str) -> None:
+        """former: the epoch and the incarnation that the run had."""
+        for active in self.active.get(task_id, ()):
+            if (active.epoch, active.incarnation) == former:
+                active.epoch, active.incarnation = epoch, incarnation
+                self._note(Act(self.loop.now, "adopt", task_id, epoch, incarnation, active.version, active.keeps))
 
     def applies(self, task_id: str, epoch: int, version: int, parameters: dict[str, Any] | None) -> None:
         for active in self.active.get(task_id, ()):

@@ -8,6 +8,7 @@ result.digest           of every committed record and every act: the same for th
 from __future__ import annotations
 
 import contextvars
+import math
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,17 +16,21 @@ from typing import Any
 
 from skalds_streams.core.row import Row
 from skalds_streams.model.documents import Positions
+from skalds_streams.settings import BEATS_A_LEASE
 from skalds_streams.testing.simulator.broker import BROKERS, Broker
 from skalds_streams.testing.simulator.commands import record_for
 from skalds_streams.testing.simulator.edges import edges
+from skalds_streams.testing.simulator.faults import NEVER_S, Faults
 from skalds_streams.testing.simulator.hosts import Habits
 from skalds_streams.testing.simulator.ledger import Ledger, Step, Where
 from skalds_streams.testing.simulator.loop import VirtualLoop
+from skalds_streams.testing.simulator.machines import Machine
 from skalds_streams.testing.simulator.network import Weather
 from skalds_streams.testing.simulator.plan import Action, Plan
 from skalds_streams.testing.simulator.process import Grounds, Life, Seat
-from skalds_streams.testing.simulator.rules import ViolationError, all_rules
-from skalds_streams.testing.simulator.storage import Entry, size_of
+from skalds_streams.testing.simulator.roll import Roll
+from skalds_streams.testing.simulator.rules import Margin, ViolationError, all_rules
+from skalds_streams.testing.simulator.storage import Entry, Partition, size_of
 from skalds_streams.testing.simulator.verdict import Verdict
 from skalds_streams.testing.simulator.witness import Act, Witness
 from skalds_streams.topics import Topics
@@ -35,8 +40,6 @@ HEAL_S = 150.0
 STAYS_S = 3.0
 TWINS_S = 14.0
 """After the faults a twin comes back for so long: only a process on its machine can say that it has ended."""
-NEVER_S = 1e9
-EVENTS_MOST = 400_000
 TEXT_MOST = 1_000
 
 
@@ -54,6 +57,8 @@ class Result:
     records: int = 0
     acts: int = 0
     trace: list[str] = field(default_factory=list)
+    margin_beats: float | None = None
+    """Smallest time between the last act of a run that was counted dead and the first of the next one, in beats."""
     seen: dict[str, int] = field(default_factory=dict)
     """How often what happened, for the summary."""
 
@@ -71,6 +76,9 @@ class World:
         self.broker = Broker(self.loop, random.Random(self._rng.getrandbits(48)), self.topics, marker_s=plan.marker_s)
         self.broker.message_bytes, self.broker.segment_bytes = plan.message_bytes, plan.segment_bytes
         self.ledger, self.witness = Ledger(self.topics), Witness(self.loop)
+        self._beat_ms = plan.lease_ms // BEATS_A_LEASE
+        self._roll = Roll(math.ceil(plan.hold_ms / self._beat_ms) + 1)
+        self._margin = Margin(self.witness)
         self.broker.skew_ms = [int(self._rng.uniform(-1, 1) * plan.skew_ms) for _ in range(BROKERS)]
         self._listen()
         self.grounds = Grounds(
@@ -82,14 +90,16 @@ class World:
             habits=_habits(plan),
             capacity=plan.capacity,
             retention_ms=plan.retention_ms,
+            lease_ms=plan.lease_ms,
+            hold_ms=plan.hold_ms,
             skew_ms=min(plan.skew_ms, 200),
             rng=random.Random(self._rng.getrandbits(48)),
             log=self._log,
             fatal=self._fatal,
             exited=self._exited,
         )
-        self._seats = [Seat(number, f"s{number}") for number in range(plan.processes)]
-        self._back: dict[int, float] = {}
+        self.faults = Faults(self)
+        self.seats = [self._seat(number, f"s{number}") for number in range(plan.processes)]
         self._lives = 0
         self._healing = False
         self._twins_over = False
@@ -99,7 +109,7 @@ class World:
 
     def _listen(self) -> None:
         most_bytes = min(self.plan.message_bytes, self.plan.segment_bytes)
-        rules = all_rules(self.ledger, self.witness, most_bytes)
+        rules = [*all_rules(self.ledger, self.witness, self._roll, most_bytes), self._margin]
 
         def on_step(step: Step) -> None:
             for rule in rules:
@@ -120,9 +130,15 @@ class World:
         self.ledger.on_step, self.ledger.on_row = on_step, on_row
         self.ledger.on_positions, self.ledger.on_deadletter = on_positions, on_deadletter
         self.witness.on_act = lambda act: self._judged(lambda: self._take_act(act, rules))
-        self.broker.on_append = self.ledger.take_input
+        self.broker.on_append = self._take_append
         self.broker.complain = self._condemn
         self.broker.on_commit = lambda name, written: self._judged(lambda: self.ledger.take_commit(written))
+
+    def _take_append(self, partition: Partition, entry: Entry) -> None:
+        self.ledger.take_input(partition, entry)
+        if partition.topic == self.topics.heartbeat:
+            self._roll.take(entry.offset, entry.value or b"")
+            self.faults.on_beat(entry)
 
     def _take_act(self, act: Act, rules: list[Any]) -> None:
         self.ledger.note(repr(act))
@@ -154,11 +170,13 @@ class World:
         result.digest = self.ledger.digest.hexdigest()
         result.seconds, result.events = self.loop.now, self.loop.events
         result.records, result.acts = self.ledger.records, self.witness.acts
+        if self._margin.smallest_s is not None:
+            result.margin_beats = self._margin.smallest_s * 1000 / self._beat_ms
         return result
 
     def _run(self) -> None:
         try:
-            for seat in self._seats:
+            for seat in self.seats:
                 self._start(seat, self._rng.uniform(0, 1.0))
             for action in self.plan.actions:
                 self.loop.call_at(action.at, self._do, action)
@@ -175,8 +193,8 @@ class World:
     def _advance(self, until: float) -> None:
         if self.loop.halted:
             return
-        self.loop.advance(until, lambda: self.loop.events > EVENTS_MOST)
-        if self.loop.events > EVENTS_MOST:
+        self.loop.advance(until)
+        if self.loop.events > self.loop.events_most:
             self._condemn("bounded work", f"{self.loop.events} callbacks")
         if self.loop.errors and not self.loop.halted:
             self._condemn("no callback raises", self.loop.errors[0])
@@ -189,20 +207,16 @@ class World:
         calm = Weather()
         self.grounds.weather, self.grounds.habits.no_host = calm, 0.0
         self.grounds.habits.slow_stop = 0.0
-        self._broker_back()
-        for seat in self._seats:
-            life = seat.life
+        self.broker_back()
+        for seat in self.seats:
             if seat.twin:
-                self.loop.call_later(TWINS_S, self._end_twin, seat)
-            if life is None:
+                self.loop.call_later(TWINS_S, self.end_twin, seat)
+            if seat.life is None:
                 self._start(seat, 0.5)
-                continue
-            life.link.weather = calm
-            if life.link.partitioned:
-                life.mend()
-            if life.paused:
-                life.resume()
-        verdict = Verdict(self.ledger, self.witness, self.plan.capacity)
+            else:
+                seat.life.link.weather = calm
+            self.faults.heal(seat)
+        verdict = Verdict(self.ledger, self.witness, self._roll, self.plan.capacity, self.seats)
         self._await_verdict(verdict)
 
     def _await_verdict(self, verdict: Verdict) -> None:
@@ -210,7 +224,7 @@ class World:
         unmet: str | None = "nothing was looked at"
         while self.loop.now < until and not self.loop.halted:
             self._advance(self.loop.now + 1.0)
-            unmet = verdict.unmet([seat.life for seat in self._seats if not seat.twin and seat.life is not None])
+            unmet = verdict.unmet()
             if unmet is not None:
                 met_since = -1.0
             elif met_since < 0:
@@ -227,9 +241,15 @@ class World:
 
     # -- processes
 
+    def _seat(self, number: int, skald_id: str, *, twin: bool = False) -> Seat:
+        drift = self.plan.drift
+        rate = 1.0 + drift * self._rng.choice((-1.0, 1.0, self._rng.uniform(-1, 1))) if drift else 1.0
+        return Seat(number, skald_id, twin, machine=Machine(rate))
+
     def _start(self, seat: Seat, delay: float) -> None:
         def start() -> None:
-            if not self._over and seat.life is None and not (seat.twin and self._twins_over):
+            gone = seat.machine.lost or (seat.twin and self._twins_over)
+            if not self._over and seat.life is None and not gone:
                 self._lives += 1
                 life = Life(self.grounds, seat, self._lives)
                 self._note("process", "start", life.incarnation)
@@ -240,14 +260,14 @@ class World:
     def _exited(self, life: Life) -> None:
         """Somebody starts it again: Docker, systemd, a person."""
         self._note("process", "gone", life.incarnation)
-        delay = 1.0 if self._healing else max(self._back.pop(life.seat.number, 0.0), 1.0)
+        delay = 1.0 if self._healing else max(self.faults.back.pop(life.seat.number, 0.0), 1.0)
         self._outside.copy().run(self._start, life.seat, delay)
 
     def _fatal(self, life: Life, error: BaseException) -> None:
         self._condemn("no process gives up", f"{life.incarnation}: {error!r}")
 
     def _log(self, life: Life, level: str, event: str, fields: Mapping[str, Any]) -> None:
-        self._count(event)
+        self.count(event)
         if self._tracing:
             self._note(life.incarnation, event, " ".join(f"{name}={value}" for name, value in fields.items()))
         if level == "error" and not life.over:
@@ -258,12 +278,12 @@ class World:
     def _do(self, action: Action) -> None:
         if self._healing:
             return
-        self._count(action.do)
+        self.count(action.do)
         self._note("world", action.do, str(dict(action.how)))
         if action.do in ("assign", "cancel", "update"):
             self._publish(action)
         else:
-            getattr(self, f"_do_{action.do}")(action.how)
+            self.faults.do(action.do, action.how)
 
     def _publish(self, action: Action) -> None:
         if self.broker.is_away:
@@ -271,93 +291,35 @@ class World:
             return
         partition, output = record_for(action.do, action.how, self.topics, self._rng)
         if size_of(output) > min(self.plan.message_bytes, self.plan.segment_bytes):
-            self._count("refused")  # its publisher is told
+            self.count("refused")  # its publisher is told
             return
         for _ in range(2 if "twice" in action.how else 1):
             self.broker.append(output.topic, partition, output)
 
-    def _life(self, how: Mapping[str, Any]) -> Life | None:
-        seat = self._seats[how["process"]] if how["process"] < len(self._seats) else None
-        return seat.life if seat is not None else None
-
-    def _do_kill(self, how: Mapping[str, Any]) -> None:
-        life = self._life(how)
-        if life is not None:
-            self._back[life.seat.number] = how["for_s"]
-            if how["at_callback"]:
-                self.loop.after(life.number, how["at_callback"], life.exit)
-            else:
-                life.exit()
-
-    def _do_stop(self, how: Mapping[str, Any]) -> None:
-        life = self._life(how)
-        if life is not None:
-            self._back[life.seat.number] = how["for_s"]
-            life.terminate()
-
-    def _do_pause(self, how: Mapping[str, Any]) -> None:
-        life = self._life(how)
-        if life is not None and not life.paused:
-            life.pause()
-            self.loop.call_later(how["for_s"], lambda: life.resume() if life.paused and not life.over else None)
-
-    def _do_partition(self, how: Mapping[str, Any]) -> None:
-        life = self._life(how)
-        if life is not None and not life.link.partitioned:
-            life.cut()
-            self.loop.call_later(how["for_s"], lambda: life.mend() if life.link.partitioned else None)
-
-    def _do_outage(self, how: Mapping[str, Any]) -> None:
-        self.broker.is_away = True
-        self.loop.call_later(how["for_s"], self._broker_back)
-
-    def _broker_back(self) -> None:
+    def broker_back(self) -> None:
         if not self.broker.is_away:
             return
         self.broker.is_away = False
-        for seat in self._seats:
+        for seat in self.seats:
             if seat.life is not None:
                 seat.life.link.look_again()
 
-    def _do_leader(self, how: Mapping[str, Any]) -> None:
-        partitions = list(self.broker.partitions.values())
-        partition = partitions[how["pick"] % len(partitions)]
-        partition.leader = (partition.leader + 1) % BROKERS
-
-    def _do_compact(self, how: Mapping[str, Any]) -> None:
-        number = how["pick"] % self.topics.partitions
-        self.broker.partitions[self.topics.changelog, number].compact()
-
-    def _do_retention(self, how: Mapping[str, Any]) -> None:
-        """The broker deletes the oldest part of an input."""
-        inputs = [partition for partition in self.broker.partitions.values() if partition.topic in self.topics.inputs]
-        partition = inputs[how["pick"] % len(inputs)]
-        before = partition.begin + int((len(partition.entries) - partition.begin) * how["share"])
-        known = len(self.ledger.deleted)
-        self.ledger.take_deletion(partition, before)
-        if len(self.ledger.deleted) > known:
-            self._count("deleted before it was applied")
-        partition.delete_before(before)
-
-    def _do_rebalance(self, how: Mapping[str, Any]) -> None:
-        self.broker.group.disturb()
-
-    def _do_twin(self, how: Mapping[str, Any]) -> None:
-        """A second process with the same skald id, on another machine."""
-        seat = Seat(len(self._seats), f"s{how['process']}", twin=True)
-        self._seats.append(seat)
+    def add_twin(self, skald_id: str) -> Seat:
+        """A second process of this id, on another machine."""
+        seat = self._seat(len(self.seats), skald_id, twin=True)
+        self.seats.append(seat)
         self._start(seat, 0.0)
-        self.loop.call_later(how["for_s"], lambda: self._end_twin(seat))
+        return seat
 
-    def _end_twin(self, seat: Seat) -> None:
+    def end_twin(self, seat: Seat) -> None:
         self._twins_over = self._healing
         if seat.life is not None:
-            self._back[seat.number] = NEVER_S
+            self.faults.back[seat.number] = NEVER_S
             seat.life.terminate()
 
     # -- telling
 
-    def _count(self, what: str) -> None:
+    def count(self, what: str) -> None:
         self.result.seen[what] = self.result.seen.get(what, 0) + 1
 
     def _note(self, who: str, what: str, more: str) -> None:
