@@ -96,6 +96,8 @@ class Report:
     tasks: int = 0
     deaths: int = 0
     missed: int = 0
+    gaps: list[str] = field(default_factory=list)
+    """Which acts never came, as far as their numbers tell."""
     overlaps: int = 0
     by_kind: dict[str, int] = field(default_factory=dict)
     details: list[str] = field(default_factory=list)
@@ -116,6 +118,7 @@ class Judge:
         self._alive: set[int] = set()
         self._kinds: Counter[str] = Counter()
         self._details: list[str] = []
+        self._gaps: list[str] = []
         self._handovers: list[Handover] = []
         self._acts = self._runs = self._deaths = self._missed = 0
 
@@ -178,6 +181,10 @@ class Judge:
         # A stop may end a sayer between the act and its counting: the same number twice is no loss.
         if last is not None and act.number not in (last, last + 1):
             self._missed += 1
+            if len(self._gaps) < DETAILS_MOST:
+                self._gaps.append(
+                    f"{act.task} epoch {act.epoch} pid {act.actor} {act.sayer}: {act.number} after {last}"
+                )
         self._numbers[key] = act.number
 
     def _overlap(self, what: str, act: Act, kind: str = "") -> None:
@@ -198,6 +205,7 @@ class Judge:
             tasks=len(self._tasks),
             deaths=self._deaths,
             missed=self._missed,
+            gaps=list(self._gaps),
             overlaps=sum(self._kinds.values()),
             by_kind=dict(self._kinds),
             details=list(self._details),

@@ -63,7 +63,7 @@ class Outcome:
         if report.acts < least:
             self.failures.append(f"the witness saw only {report.acts} acts of at least {least}")
         if report.missed:
-            self.failures.append(f"the witness missed acts {report.missed} times")
+            self.failures.append(f"the witness missed acts {report.missed} times: {report.gaps}")
         faults, least = sum(self.faults.values()), int(self.seconds / lease_s * FAULTS_LEAST_SHARE)
         if faults < max(least, 1):
             self.failures.append(f"only {faults} faults of at least {max(least, 1)}")
