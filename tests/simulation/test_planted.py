@@ -14,6 +14,22 @@ from tests.simulation.planted import PLANTED
 
 SEEDS_MOST = 600
 CAUGHT_BY = {
+    "a_drain_moves_before_the_old_run_has_stopped": 76,
+    "a_drain_moves_nothing": 76,
+    "a_hold_never_ends": 13,
+    "beats_are_sent_by_the_clock": 7,
+    "beats_of_different_others_are_added_up": 13,
+    "death_after_eight_beats": 13,
+    "holding_reserves_nothing": 121,
+    "repeated_beats_are_counted": 1117,
+    "the_drained_are_given_tasks": 76,
+    "the_kernel_timer_is_not_armed": 223,
+    "the_kernel_timer_is_two_beats_late": 523,
+    "the_lease_counts_from_the_acknowledgement": 0,
+    "the_lock_of_another_machine_counts": 15,
+    "the_same_incarnation_goes_on_after_a_lapse": 0,
+    "who_is_not_known_is_dead": 75,
+    "workers_are_not_stopped_at_a_lapse": 201,
     "deleted_records_are_waited_for": 5,
     "a_condemned_record_is_not_cut": 8,
     "a_refused_update_stays_for_the_next_run": 221,
