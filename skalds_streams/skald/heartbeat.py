@@ -106,6 +106,7 @@ class Heartbeat:
             "running": self._running(),
         }
         now_ms = boottime_ms()
+        self._lease.tried(now_ms)
         full = described != self._told or now_ms - self._told_at_ms >= FULL_EVERY_MS
         if full:
             doc |= described
