@@ -253,3 +253,10 @@ def who_runs_on_takes_its_own_room() -> Iterator[None]:
     real = placement.refusal
     with patch.object(placement, "refusal", refusal):
         yield
+
+
+@planted
+def a_first_beat_that_is_acknowledged_late_is_no_lapse() -> Iterator[None]:
+    """Was in the product until seed 1423: counted dead, a skald went on beating, and was never given a task again."""
+    with patch.object(lease.Lease, "tried", lambda self, sent_at_ms: None):
+        yield

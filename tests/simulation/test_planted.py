@@ -17,6 +17,7 @@ CAUGHT_BY = {
     "a_condemned_record_is_not_cut": 8,
     "a_drain_moves_before_the_old_run_has_stopped": 76,
     "a_drain_moves_nothing": 76,
+    "a_first_beat_that_is_acknowledged_late_is_no_lapse": 1423,
     "a_hold_never_ends": 13,
     "a_refused_update_stays_for_the_next_run": 221,
     "a_whole_batch_is_condemned": 8,
