@@ -108,6 +108,7 @@ class Heartbeat:
             "running": self._running(),
         }
         now_ms = boottime_ms()
+        self._lease.tried(now_ms)
         # Who begins to read in the middle must know who waits, and which lease it has.
         full = described != self._told or now_ms - self._told_at_ms >= FULL_EVERY_MS or described["state"] == WAITING
         if full:

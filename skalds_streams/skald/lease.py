@@ -30,6 +30,8 @@ class Lease:
         """on_renewed: told until when the kernel is to let workers live, in ms of CLOCK_BOOTTIME."""
         self._lease_ms, self._beat_ms, self._on_renewed = lease_ms, beat_ms, on_renewed
         self._until_ms: int | None = None
+        self._begun_ms: int | None = None
+        """When the first heartbeat was sent."""
         self._over = False
 
     @property
@@ -47,9 +49,17 @@ class Lease:
         """When the kernel ends the workers, in ms of CLOCK_BOOTTIME."""
         return (self._until_ms or 0) + self._beat_ms
 
+    def tried(self, sent_at_ms: int) -> None:
+        """A heartbeat is sent now, and may be written whatever we hear of it."""
+        if self._begun_ms is None:
+            self._begun_ms = sent_at_ms
+
     def renew(self, sent_at_ms: int) -> None:
         """A heartbeat sent at this time was acknowledged."""
         if self._over or (self._until_ms is not None and boottime_ms() >= self._until_ms):
+            return
+        if self._until_ms is None and self._begun_ms is not None and boottime_ms() >= self._begun_ms + self._lease_ms:
+            self._until_ms = self._begun_ms + self._lease_ms  # others may have counted it dead since its first
             return
         self._until_ms = max(sent_at_ms + self._lease_ms, self._until_ms or 0)
         self._on_renewed(self.kernel_until_ms)
@@ -63,4 +73,4 @@ class Lease:
 
     def begin_anew(self) -> None:
         """For a new incarnation."""
-        self._until_ms, self._over = None, False
+        self._until_ms, self._begun_ms, self._over = None, None, False

@@ -17,14 +17,13 @@ from unittest.mock import patch
 
 from aiokafka.errors import KafkaError as ClientError
 
-from skalds_streams import runtime
 from skalds_streams.coordinator import batch, journal, log, timers
 from skalds_streams.core import decide, membership
 from skalds_streams.core.row import Status, Wanted
 from skalds_streams.errors import FencedError, JournalError
 from skalds_streams.model.documents import Positions
 from skalds_streams.proxy.client import log_consumer
-from skalds_streams.skald import actor, supervisor
+from skalds_streams.skald import actor, node, supervisor
 from skalds_streams.testing.simulator import process
 from tests.simulation import planted_inputs, planted_leases  # noqa: F401  # they plant their own
 from tests.simulation.planting import PLANTED, planted
@@ -282,11 +281,11 @@ def stopped_is_said_before_the_host_is_reaped() -> Iterator[None]:
 @planted
 def leaving_is_said_before_the_workers_are_stopped() -> Iterator[None]:
     async def leave(self: Any) -> None:
-        await self._cancel("heartbeat")
-        await self._heartbeat.leave()
+        await node._ended(self._beating)
+        await self._heartbeat.leave("leaving")
         await self.supervisor.close()
 
-    with patch.object(runtime.Runtime, "leave", leave):
+    with patch.object(node.SkaldNode, "leave", leave):
         yield
 
 

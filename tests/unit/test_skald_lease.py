@@ -52,6 +52,22 @@ def test_an_older_heartbeat_shortens_nothing_and_a_late_one_brings_nothing_back(
     assert not lease.is_valid, "it was over before the acknowledgement came"
 
 
+async def test_a_first_acknowledgement_that_comes_too_late_is_a_lapse(clock: Clock) -> None:
+    """The first heartbeat was written, nobody said so, and others may have counted its sender dead since."""
+    lease = Lease(20_000, 2_000)
+    lease.tried(clock.now_ms)
+    clock.now_ms += 20_000
+    lease.tried(clock.now_ms)
+    lease.renew(clock.now_ms)
+    assert not lease.is_valid
+    async with asyncio.timeout(1):
+        await lease.lapsed()
+    lease.begin_anew()
+    lease.tried(clock.now_ms)
+    lease.renew(clock.now_ms)
+    assert lease.is_valid
+
+
 async def test_over_is_over_until_it_begins_anew(clock: Clock) -> None:
     lease = Lease(1_000, 1)
     lapsed = asyncio.create_task(lease.lapsed())

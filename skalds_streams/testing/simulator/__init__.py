@@ -7,6 +7,6 @@ supervisor, actors, and `runtime` with its order of starting and stopping. Model
 consumer group, the network, the clients of both, Faust's consumer, worker hosts, the lock on a skald id.
 
 `plan` draws a world and its schedule from a seed, `world` runs it, `rules` judges it after every event, `verdict`
-judges the end, `shrink` makes a failing schedule short. Death by counted beats, leases and holding are not
-in this version of the product, so not in the worlds.
+judges the end, `shrink` makes a failing schedule short. `plan_leases` draws what has to do with leases, `faults` does
+what a plan asks for, `machines` has clocks that drift and jump, `roll` is a second opinion on who is there.
 """

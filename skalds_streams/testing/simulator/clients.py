@@ -359,6 +359,8 @@ class Fetch:
         delay = link.rng.uniform(0.1, 1.0) * link.weather.usual_s * 2 + link.rng.random() * self._coalesce_s
         if link.weather.slow and link.rng.random() < link.weather.slow / 3:
             delay = link.rng.uniform(0.05, 1.0) * link.weather.slow_s
+        if link.deaf_until > link.loop.now and any(tp.topic == link.broker.topics.heartbeat for tp in found):
+            delay = max(delay, link.deaf_until - link.loop.now)
         link.loop.call_later(delay, self._give, found, context=link.inside)
 
     def _collect(self) -> Found:

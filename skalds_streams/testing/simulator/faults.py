@@ -49,6 +49,7 @@ class Faults:
         machine.jump_ms = 0
         if machine.lost or life is None:
             return
+        life.link.deaf_until = 0.0
         if life.link.partitioned:
             life.mend()
         if machine.frozen:
@@ -106,6 +107,12 @@ class Faults:
         if life is not None and not life.link.partitioned:
             life.cut()
             self._loop.call_later(how["for_s"], lambda: life.mend() if self._may_mend(life) else None)
+
+    def _deaf(self, how: Mapping[str, Any]) -> None:
+        """Heartbeats reach it late, other records do not."""
+        life = self._life(how)
+        if life is not None:
+            life.link.deaf_until = self._loop.now + how["for_s"]
 
     def _may_mend(self, life: Life) -> bool:
         return life.link.partitioned and not life.seat.machine.lost

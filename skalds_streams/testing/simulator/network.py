@@ -151,6 +151,8 @@ class Link:
         self.asked_at: dict[int, float] = {}
         """By partition: when its producer was fenced last, when the group said last that it is ours."""
         self.watch: LeaseWatch | None = None
+        self.deaf_until = 0.0
+        """What is read of heartbeats before this time is read then."""
         self.gone = False
         """Its process is over; what it has sent may land yet."""
         self.on_heal: dict[int, Callable[[], None]] = {}

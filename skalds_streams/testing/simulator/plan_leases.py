@@ -25,6 +25,7 @@ LEASE_FAULTS = (
     "lose",
     "drain",
     "keep",
+    "deaf",
 )
 DOES = {"long_pause": "pause", "long_partition": "partition", "long_outage": "outage", "long_stop": "stop"}
 """Fault → what is done, if it has another name."""
@@ -82,6 +83,8 @@ class HardshipScript:
         elif fault == "long_stop":
             for _ in range(rng.randint(1, 2)):
                 self._add("stop", {**self._process(), "for_s": round(self._hold_s * rng.choice((0.1, 0.5, 1.5)), 3)})
+        elif fault == "deaf":
+            self._deaf()
         elif fault not in ("drift", "keep"):
             for _ in range(rng.randint(1, 2)):
                 self._absence(DOES.get(fault, fault))
@@ -93,7 +96,7 @@ class HardshipScript:
         if do != "outage":
             how |= self._process()
             if rng.random() < 0.3:
-                how["at_beat"] = True
+                how |= {"at_beat": True, "for_s": round(self._lease_s * rng.uniform(0.88, 1.2), 3)}
         self._add(do, how)
 
     def _drain(self) -> None:
@@ -101,6 +104,16 @@ class HardshipScript:
         at = self._add("drain", how)
         if self._rng.random() < 0.5:
             self._add("undrain", how, at)
+
+    def _deaf(self) -> None:
+        """One reads heartbeats late, another is started again meanwhile, and partitions move."""
+        rng, deaf = self._rng, self._process()
+        at = self._add("deaf", {**deaf, "for_s": round(rng.uniform(4.0, 8.0), 3)})
+        other = {"process": rng.randrange(self._processes), "for_s": 0.5, "at_callback": 0}
+        self._found.actions.append((round(at + rng.uniform(0.0, 0.5), 3), "kill", other))
+        for _ in range(2):
+            moves = (round(at + rng.uniform(2.0, 5.0), 3), "rebalance", {"pick": 0})
+            self._found.actions.append(moves)
 
     def _process(self) -> dict[str, Any]:
         return {"process": self._rng.randrange(self._processes)}
