@@ -31,18 +31,6 @@ def death_after_eight_beats() -> Iterator[None]:
 
 
 @planted
-def repeated_beats_are_counted() -> Iterator[None]:
-    """One whose answer got lost is sent, and written, again."""
-
-    def count(self: Any, incarnation: str, n: object, before: Any, offset: int) -> bool:
-        return bool(real(self, incarnation, n, None, offset))
-
-    real = membership.Members._count
-    with patch.object(membership.Members, "_count", count):
-        yield
-
-
-@planted
 def beats_of_different_others_are_added_up() -> Iterator[None]:
     def count(self: Any, incarnation: str, n: object, before: Any, offset: int) -> bool:
         if isinstance(n, int) and (before is None or n > before.n):

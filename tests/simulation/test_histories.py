@@ -14,7 +14,7 @@ FILES = sorted((Path(__file__).parents[1] / "histories").glob("simulator-*.json"
 BUGS = {
     "simulator-34.json": "only_the_last_predecessor_is_replaced",
     "simulator-96.json": "forwarded_commands_are_sent_all_at_once",
-    "simulator-1349.json": "who_runs_on_takes_its_own_room",
+    "simulator-1624.json": "who_runs_on_takes_its_own_room",
     "simulator-522.json": "a_refused_update_stays_for_the_next_run",
 }
 """Files whose bug is still known, as a planted one."""

@@ -43,7 +43,6 @@ CAUGHT_BY = {
     "only_the_last_predecessor_is_replaced": 12,
     "reconcile_starts_rows_of_a_former_incarnation": 5,
     "recovery_reads_uncommitted": 12,
-    "repeated_beats_are_counted": 1117,
     "silent_inputs_are_not_looked_at": 14,
     "stopped_of_another_epoch_counts": 161,
     "the_drained_are_given_tasks": 76,
