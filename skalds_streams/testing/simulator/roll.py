@@ -25,6 +25,10 @@ class Roll:
         self._skalds: dict[str, str] = {}
         """Live incarnation → skald id."""
         self._numbers: dict[str, int] = {}
+        self._takes_part: dict[str, bool] = {}
+        """Incarnation → whether it was heard in another state than waiting."""
+        self._standing: dict[str, str] = {}
+        """Skald id → the living incarnation that has it."""
         self._since: dict[tuple[str, str], int] = {}
         """(one, other) → beats of the one since the last of the other."""
         self._holding: dict[str, dict[str, int]] = {}
@@ -46,10 +50,7 @@ class Roll:
         incarnation = doc["incarnation"]
         if incarnation in self.died:
             return
-        if incarnation not in self._skalds:
-            self._skalds[incarnation] = skald_id
-            self.drained.discard(skald_id)
-            self._stop_waiting(skald_id, offset)
+        self._skalds[incarnation] = skald_id
         for other in self._skalds:
             self._since[other, incarnation] = 0
         if doc["n"] > self._numbers.get(incarnation, 0):
@@ -57,9 +58,20 @@ class Roll:
             self._count(incarnation, offset)
         for former in doc.get("replaces") or ():
             self._bury(former, offset)
-        if doc.get("state") in ("leaving", "holding"):
+        self._place(incarnation, skald_id, doc.get("state"), offset)
+
+    def _place(self, incarnation: str, skald_id: str, state: str | None, offset: int) -> None:
+        """Of several that live under one id the first stands for it; one that waits for that stands for nothing."""
+        took_part = self._takes_part.get(incarnation, False)
+        self._takes_part[incarnation] = took_part or state not in (None, "waiting")
+        if not took_part and self._takes_part[incarnation] and skald_id not in self._standing:
+            self._standing[skald_id] = incarnation
+            self.drained.discard(skald_id)
+            self._stop_waiting(skald_id, offset)
+        if state in ("leaving", "holding"):
+            stood = self._standing.get(skald_id) == incarnation
             self._bury(incarnation, offset)
-            if doc["state"] == "holding":
+            if state == "holding" and stood and skald_id not in self._standing:
                 self._holding[skald_id] = {}
                 self.holds.setdefault(skald_id, []).append([offset, FOR_EVER])
 
@@ -81,7 +93,12 @@ class Roll:
 
     def _bury(self, incarnation: str, offset: int) -> None:
         self.died.setdefault(incarnation, offset)
-        self._skalds.pop(incarnation, None)
+        skald_id = self._skalds.pop(incarnation, None)
+        if skald_id is not None and self._standing.get(skald_id) == incarnation:
+            del self._standing[skald_id]
+            heirs = [name for name, of in self._skalds.items() if of == skald_id and self._takes_part.get(name)]
+            if heirs:
+                self._standing[skald_id] = heirs[0]
 
     def is_waited_for(self, skald_id: str, seen: int) -> bool:
         """Whether it was, for one who had read the log up to and with the offset `seen`."""
