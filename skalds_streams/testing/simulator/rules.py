@@ -16,6 +16,7 @@ from skalds_streams.core.row import Release, Row
 from skalds_streams.errors import InvariantError
 from skalds_streams.model.documents import Positions, encode_row
 from skalds_streams.testing.simulator.ledger import Ledger, Step, Where, public
+from skalds_streams.testing.simulator.plan_leases import KEEP
 from skalds_streams.testing.simulator.roll import Roll
 from skalds_streams.testing.simulator.storage import Entry, size_of
 from skalds_streams.testing.simulator.witness import Act, Witness
@@ -64,7 +65,9 @@ class OneAtATime(Rule):
 
 
 class Margin(Rule):
-    """Measures how long after the last act of a run that was counted dead the next one begins. Breaks no rule."""
+    """Measures how long after the last act of a run that was counted dead the next one begins, but for classes that keep
+    running. Breaks no rule.
+    """
 
     def __init__(self, witness: Witness) -> None:
         self._witness = witness
@@ -75,7 +78,7 @@ class Margin(Rule):
     def on_step(self, step: Step) -> None:
         before, after = step.before, step.after
         if before is not None and before.holder is not None and after.holder != before.holder:
-            silent = after.why.kind == "Lost" and "silent for" in (after.why.reason or "")
+            silent = after.why.kind == "Lost" and "silent for" in (after.why.reason or "") and before.class_name != KEEP
             (self._counted.add if silent else self._counted.discard)(after.task_id)
 
     def on_act(self, act: Act) -> None:
