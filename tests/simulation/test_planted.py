@@ -45,7 +45,7 @@ CAUGHT_BY = {
     "recovery_reads_uncommitted": 12,
     "silent_inputs_are_not_looked_at": 14,
     "stopped_of_another_epoch_counts": 161,
-    "the_drained_are_given_tasks": 76,
+    "the_drained_are_given_tasks": 3582,
     "the_kernel_timer_is_not_armed": 223,
     "the_kernel_timer_is_two_beats_late": 523,
     "the_lease_counts_from_the_acknowledgement": 0,
@@ -55,7 +55,7 @@ CAUGHT_BY = {
     "unknown_outcome_is_tried_again_as_it_was": 8,
     "who_is_not_known_is_dead": 75,
     "who_runs_on_is_not_stopped_when_another_has_the_task": 1030,
-    "who_runs_on_takes_its_own_room": 1624,
+    "who_runs_on_takes_its_own_room": 8396,
     "workers_are_not_stopped_at_a_lapse": 201,
     "workers_start_without_a_lease": 368,
 }

@@ -65,8 +65,9 @@ class OneAtATime(Rule):
 
 
 class Margin(Rule):
-    """Measures how long after the last act of a run that was counted dead the next one begins, but for classes that keep
-    running. Breaks no rule.
+    """Measures how long after the last act of a run that was counted dead the next one begins. Breaks no rule.
+
+    Classes that keep running are left out.
     """
 
     def __init__(self, witness: Witness) -> None:
