@@ -15,6 +15,7 @@ BUGS = {
     "simulator-34.json": "only_the_last_predecessor_is_replaced",
     "simulator-96.json": "forwarded_commands_are_sent_all_at_once",
     "simulator-1624.json": "who_runs_on_takes_its_own_room",
+    "simulator-late-first-beat.json": "a_first_beat_that_is_acknowledged_late_is_no_lapse",
     "simulator-522.json": "a_refused_update_stays_for_the_next_run",
 }
 """Files whose bug is still known, as a planted one."""
