@@ -66,8 +66,8 @@ class Actor:
 
     @property
     def keeps(self) -> bool:
-        """Whether it runs on without a lease."""
-        return self._pool.keeps(self._row.class_name or "")
+        """Whether it runs on without a lease. One that has not begun does not begin without one."""
+        return self._host is not None and self._pool.keeps(self._row.class_name or "")
 
     @property
     def is_kept(self) -> bool:
