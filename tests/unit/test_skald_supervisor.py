@@ -303,6 +303,7 @@ async def test_a_class_that_keeps_running_is_adopted_by_the_next_incarnation(tmp
     async with supervised(tmp_path) as world:
         world.show(row(class_name="Keeper"))
         host = await world.one_host()
+        await until(lambda: world.supervisor._actors["t"].pid is not None, "it has begun")
         await world.supervisor.lapse()
         world.supervisor.begin_anew("me2")
         await world.supervisor.look_at("t")
@@ -315,10 +316,22 @@ async def test_a_class_that_keeps_running_is_adopted_by_the_next_incarnation(tmp
         assert len(world.hosts) == 1
 
 
+async def test_a_worker_that_has_not_begun_is_not_kept(tmp_path: Path) -> None:
+    async with supervised(tmp_path) as world:
+        world.may_start.clear()
+        world.show(row(class_name="Keeper"))
+        await until(lambda: "t" in world.supervisor.held)
+        await world.supervisor.lapse()
+        world.may_start.set()
+        await asyncio.sleep(0)
+        assert (world.hosts, tuple(world.supervisor.held), world.said) == ([], (), [])
+
+
 async def test_a_worker_that_kept_running_ends_when_another_skald_has_the_task(tmp_path: Path) -> None:
     async with supervised(tmp_path) as world:
         world.show(row(class_name="Keeper"))
         host = await world.one_host()
+        await until(lambda: world.supervisor._actors["t"].pid is not None, "it has begun")
         await world.supervisor.lapse()
         world.supervisor.begin_anew("me2")
         elsewhere = Row(
