@@ -79,10 +79,10 @@ class Actor:
         self._kept_by = skald_id
 
     async def adopt(self, row: Row) -> None:
-        """The run belongs to a row again, under the row's epoch."""
+        """The run belongs to a row again, under the row's epoch. Only what has a host is kept."""
+        assert self._host is not None
         self._kept_by, self.epoch = None, row.epoch
-        if self._host is not None:
-            self._host.take_epoch(row.epoch)
+        self._host.take_epoch(row.epoch)
         self._reporter.say("Running", self.task_id, self.epoch, version=self._version)
         if row.attachments_version > self._version:
             await self.push(row)
@@ -156,8 +156,6 @@ class Actor:
         if self._host is None:
             self._say_end(None)
             return
-        if self.epoch != spec.epoch:
-            self._host.take_epoch(self.epoch)
         if self._version != started_with:
             await self._send(self._host)
         self._say_end(await self._until_ended(self._host))

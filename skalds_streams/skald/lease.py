@@ -2,7 +2,7 @@
 
     t0            beat n is sent, then acknowledged
     t0 + 10 beats the lease is over: the skald stops its workers (`lapsed` wakes)
-    t0 + 11 beats the kernel kills what still runs (`worker.kernel.Timer`, armed in every host)
+    t0 + 11 beats the kernel kills what still runs (`worker.kernel.KillTimer`, armed in every host)
     t0 + 12 beats the earliest moment at which others may count it dead and place its tasks anew
 
 Rules: time is CLOCK_BOOTTIME, which goes on while the machine sleeps. Renewals are absolute: a late one extends
