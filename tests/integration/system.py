@@ -21,6 +21,7 @@ from typing import Any
 import aiohttp
 import orjson
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
 
 from skalds_streams.testing.lint import Finding
 from skalds_streams.testing.verify import findings, read_all
@@ -244,6 +245,16 @@ class System:
         return [
             (dict(record.headers)["reason"].decode(), record) for record in await self.records(self.topics.deadletter)
         ]
+
+
+@asynccontextmanager
+async def admin_of(system: System) -> AsyncIterator[AIOKafkaAdminClient]:
+    admin = AIOKafkaAdminClient(bootstrap_servers=system.bootstrap)
+    await admin.start()
+    try:
+        yield admin
+    finally:
+        await admin.close()
 
 
 @asynccontextmanager

@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import pytest
 from aiokafka import AIOKafkaProducer
-from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
+from aiokafka.admin import NewPartitions
 
-from tests.integration.system import PARTITIONS, Node, System, until
+from tests.integration.system import PARTITIONS, Node, System, admin_of, until
 
 pytestmark = [pytest.mark.integration, pytest.mark.anyio]
 
 DETECTED_WITHIN_S = 10.0
-
-
-@asynccontextmanager
-async def admin_of(system: System) -> AsyncIterator[AIOKafkaAdminClient]:
-    admin = AIOKafkaAdminClient(bootstrap_servers=system.bootstrap)
-    await admin.start()
-    try:
-        yield admin
-    finally:
-        await admin.close()
 
 
 async def grow(system: System, *topics: str, to: int = PARTITIONS + 1) -> None:

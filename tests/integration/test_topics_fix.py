@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import orjson
@@ -15,7 +13,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from skalds_streams.topics import RECORD_BYTES, SEGMENT_BYTES
-from tests.integration.system import PARTITIONS, ROOT, System, until
+from tests.integration.system import PARTITIONS, ROOT, System, admin_of, until
 
 pytestmark = [pytest.mark.integration, pytest.mark.anyio]
 
@@ -41,16 +39,6 @@ async def call(system: System, *args: str) -> tuple[int, str, str]:
     )
     out, err = await asyncio.wait_for(process.communicate(), 60)
     return process.returncode or 0, out.decode(), err.decode()
-
-
-@asynccontextmanager
-async def admin_of(system: System) -> AsyncIterator[AIOKafkaAdminClient]:
-    admin = AIOKafkaAdminClient(bootstrap_servers=system.bootstrap)
-    await admin.start()
-    try:
-        yield admin
-    finally:
-        await admin.close()
 
 
 async def config(admin: AIOKafkaAdminClient, topic: str) -> dict[str, Any]:
