@@ -2,8 +2,9 @@
 
 Rules as Kafka has them: a member that joins under an instance id that is known takes its place, without a rebalance,
 and what it replaced is unknown from then on; a new member, a member that leaves or one that is not heard of for
-SESSION_S begins a rebalance; a rebalance is over when every member has joined again; an offset is committed only by a
-member of the present generation. A member hears of a rebalance with its next heartbeat.
+SESSION_S begins a rebalance; one that waits for the answer to its join does not expire; a rebalance is over when every
+member has joined again; an offset is committed only by a member of the present generation. A member hears of a
+rebalance with its next heartbeat.
 """
 
 from __future__ import annotations
@@ -133,9 +134,10 @@ class Group:
     # -- inside
 
     def _expire(self, seat: Seat) -> None:
-        if self.seats.get(seat.instance) is seat:
+        if seat.joined is not None:  # one that waits for its answer does not expire before it has it
+            seat.expiry = self.loop.call_later(SESSION_S, self._expire, seat)
+        elif self.seats.get(seat.instance) is seat:
             del self.seats[seat.instance]
-            seat.joined = None
             self._rebalance()
             self._complete()
 
