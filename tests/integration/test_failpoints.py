@@ -19,7 +19,7 @@ import pytest
 
 from skalds_streams.failpoints import POINTS, VARIABLE
 from skalds_streams.testing.lint import lint
-from skalds_streams.testing.verify import read_all
+from skalds_streams.testing.verify import settled
 from tests.integration.system import Node, System, until
 
 pytestmark = [pytest.mark.integration, pytest.mark.anyio]
@@ -125,8 +125,8 @@ async def test_a_node_that_dies_at_every_point_loses_nothing_and_repeats_nothing
     async with streaming(system) as stream:
         for failpoint in LIVES:
             await die_at(node, stream, failpoint, after_s=COMMITTED_S if failpoint == SLOW else 0)
-            records = await read_all(system.topics, {"bootstrap_servers": system.bootstrap})
-            assert lint(records, system.topics) == [], f"after the death at {failpoint}"
+            _, found = await settled(system.topics, {"bootstrap_servers": system.bootstrap}, lint)
+            assert found == [], f"after the death at {failpoint}"
         del node.environment[VARIABLE]
         node.start()
         await node.ready()

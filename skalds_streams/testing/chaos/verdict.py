@@ -7,13 +7,14 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from skalds_streams.testing import ledger
 from skalds_streams.testing.chaos.cluster import ChaosCluster
 from skalds_streams.testing.lint import Logs
-from skalds_streams.testing.verify import findings, read_all
+from skalds_streams.testing.verify import findings, settled
 from skalds_streams.testing.witness import Report
 
 ACTS_LEAST_A_TASK_S = 1.0
@@ -70,8 +71,8 @@ class Outcome:
 
     async def take_topics(self, cluster: ChaosCluster, path: Path) -> None:
         """Ledger, oracle, log lint and replay; every node has ended."""
-        records = await read_all(cluster.topics, {"bootstrap_servers": cluster.bootstrap})
-        found = findings(records, cluster.topics, ledgers=[path])
+        client = {"bootstrap_servers": cluster.bootstrap}
+        records, found = await settled(cluster.topics, client, partial(findings, ledgers=[path]))
         self.commands = len(ledger.read(path))
         self.lost = sum(item.rule in LOST_RULES for item in found)
         self.failures += [str(item) for item in found]
