@@ -26,9 +26,13 @@ class JournalRecovery(Recovery):  # type: ignore[misc]  # faust has no types tha
 
 
 class JournalTableManager(TableManager):  # type: ignore[misc]  # faust has no types that mypy can follow
-    """Faust's table manager with our recovery."""
+    """Faust's table manager with our recovery, and without its second of waiting for further tables: there are none."""
 
     _recovery: JournalRecovery | None = None
+
+    async def on_start(self) -> None:
+        await self._update_channels()
+        await self.recovery.start()
 
     @property
     def recovery(self) -> JournalRecovery:
