@@ -18,11 +18,13 @@ NOT_HELD = "not held here"
 class Run:
     """One worker here: its epoch, the version of the parameters sent to it, and whether it is being stopped.
 
-    `kept_by`: the skald id, for one that runs on although the incarnation that began it has lost its lease.
+    `accepted`: the version that it runs with, as it said; -1 while it has not begun. `kept_by`: the skald id, for one
+    that runs on although the incarnation that began it has lost its lease.
     """
 
     epoch: int
     version: int
+    accepted: int = -1
     stopping: bool = False
     kept_by: str | None = None
     class_name: str | None = None
@@ -101,18 +103,29 @@ def reconcile(
 
 
 def _kept(row: Row, ours: Row | None, run: Run) -> Action | None:
-    """A worker that ran on: adopt it, or end it when another skald has the task, or the task is of another class now.
-    Else wait for the row to say.
+    """A worker that ran on: adopt it, or end it when another skald has the task, or the task is of another class or has
+    other parameters now: should the worker refuse those, no row would know any more what it runs with. Else wait for
+    the row to say.
     """
     if row.class_name != run.class_name:
         return Stop(row.task_id, run.epoch, "another class")
     if ours is not None and ours.epoch > run.epoch:
-        return Adopt(ours)
+        return Adopt(ours) if _runs_with_them(ours, run) else Stop(row.task_id, run.epoch, "other parameters")
     if row.is_terminal or row.wanted is not Wanted.RUN:
         return Stop(row.task_id, run.epoch, row.wanted.value)
     if row.holder is not None and row.holder.skald_id != run.kept_by:
         return Stop(row.task_id, run.epoch, f"held by {row.holder.skald_id}")
     return None
+
+
+def _runs_with_them(row: Row, run: Run) -> bool:
+    """Whether the worker runs with the row's parameters: the last that were sent, or those before, if it refused
+    them.
+    """
+    if run.accepted == row.attachments_version:
+        return True
+    refused = row.refused is not None and row.refused["version"] == row.attachments_version
+    return refused and row.applied_version == run.accepted
 
 
 def _why_not(row: Row | None, ours: Row | None) -> str | None:

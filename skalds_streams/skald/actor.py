@@ -49,6 +49,7 @@ class Actor:
         self._log_path = log_dir / f"{_file_name(row.task_id)}.log"
         self._host: Host | None = None
         self._version = row.attachments_version
+        self._accepted = -1
         self._stop_reason: str | None = None
         self._stop_asked = asyncio.Event()
         self._ended: dict[str, Any] | None = None
@@ -59,6 +60,7 @@ class Actor:
         return Run(
             self.epoch,
             self._version,
+            self._accepted,
             stopping=self._stop_reason is not None,
             kept_by=self._kept_by,
             class_name=self._row.class_name,
@@ -78,14 +80,15 @@ class Actor:
         """Its incarnation has lost its lease; it runs on."""
         self._kept_by = skald_id
 
-    async def adopt(self, row: Row) -> None:
-        """The run belongs to a row again, under the row's epoch. Only what has a host is kept."""
+    def adopt(self, row: Row) -> None:
+        """The run belongs to a row again, under the row's epoch: it runs with the row's parameters, whatever their
+        version was called. Only what has a host is kept.
+        """
         assert self._host is not None
-        self._kept_by, self.epoch = None, row.epoch
+        self._row, self._kept_by, self.epoch = row, None, row.epoch
+        self._version = self._accepted = row.attachments_version
         self._host.take_epoch(row.epoch)
         self._reporter.say("Running", self.task_id, self.epoch, version=self._version)
-        if row.attachments_version > self._version:
-            await self.push(row)
 
     @property
     def weight(self) -> int:
@@ -186,6 +189,8 @@ class Actor:
 
     def _on_event(self, event: dict[str, Any]) -> None:
         kind = event.get("op")
+        if kind in ("running", "applied"):
+            self._accepted = event["version"]
         if kind == "running":
             self._on_begun()
             self._reporter.say("Running", self.task_id, self.epoch, version=event["version"])

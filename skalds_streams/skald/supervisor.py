@@ -120,7 +120,7 @@ class Supervisor:
         if isinstance(action, Start):
             self._start(action)
         elif isinstance(action, Adopt):
-            await self._actors[action.row.task_id].adopt(action.row)
+            self._actors[action.row.task_id].adopt(action.row)
         elif isinstance(action, Push):
             await self._actors[action.row.task_id].push(action.row)
         elif isinstance(action, Stop):

@@ -56,9 +56,20 @@ def test_everything_held_or_running_is_looked_at() -> None:
 
 
 def test_a_run_without_a_lease_is_adopted_unless_its_task_is_of_another_class_now() -> None:
-    kept = Run(2, 2, kept_by="a", class_name="Cam")
+    kept = Run(2, 2, 2, kept_by="a", class_name="Cam")
     assert reconcile_task("t", ROW, kept, 0, "a1") == Adopt(ROW)
     assert reconcile_task("t", replace(ROW, holder=None), kept, 0, "a1") is None
     other = replace(ROW, class_name="Feed")
     assert reconcile_task("t", other, kept, 0, "a1") == Stop("t", 2, "another class")
     assert reconcile_task("t", replace(other, holder=None), kept, 0, "a1") == Stop("t", 2, "another class")
+
+
+def test_a_run_without_a_lease_is_adopted_only_with_the_parameters_that_its_row_has() -> None:
+    kept = Run(2, 2, 1, kept_by="a", class_name="Cam")
+    assert reconcile_task("t", ROW, kept, 0, "a1") == Stop("t", 2, "other parameters")
+    assert reconcile_task("t", ROW, replace(kept, accepted=-1), 0, "a1") == Stop("t", 2, "other parameters")
+    refused = replace(ROW, applied_version=1, refused={"version": 2, "at_ms": 5, "error": {}})
+    assert reconcile_task("t", refused, kept, 0, "a1") == Adopt(refused), "the row went back to what runs"
+    assert reconcile_task("t", replace(refused, attachments_version=3), kept, 0, "a1") == Stop(
+        "t", 2, "other parameters"
+    )

@@ -304,16 +304,33 @@ async def test_a_class_that_keeps_running_is_adopted_by_the_next_incarnation(tmp
         world.show(row(class_name="Keeper"))
         host = await world.one_host()
         await until(lambda: world.supervisor._actors["t"].pid is not None, "it has begun")
+        host.say({"op": "running", "version": 0})
         await world.supervisor.lapse()
         world.supervisor.begin_anew("me2")
         await world.supervisor.look_at("t")
         assert host.stops == [], "the row still names the former incarnation"
         world.lease.renew(boottime_ms())
-        world.show(row(epoch=2, held_by="me2", class_name="Keeper", attachments_version=3))
+        world.show(row(epoch=2, held_by="me2", class_name="Keeper"))
         await until(lambda: host.epochs == [2])
+        assert world.said == [("Running", "t", 1), ("Running", "t", 2)]
+        world.show(row(epoch=2, held_by="me2", class_name="Keeper", attachments_version=3))
         await until(lambda: host.updates == [3])
-        assert world.said == [("Running", "t", 2)]
         assert len(world.hosts) == 1
+
+
+async def test_a_worker_that_kept_running_begins_anew_with_parameters_that_came_meanwhile(tmp_path: Path) -> None:
+    async with supervised(tmp_path) as world:
+        world.show(row(class_name="Keeper"))
+        host = await world.one_host()
+        await until(lambda: world.supervisor._actors["t"].pid is not None, "it has begun")
+        host.say({"op": "running", "version": 0})
+        await world.supervisor.lapse()
+        world.supervisor.begin_anew("me2")
+        world.lease.renew(boottime_ms())
+        world.show(row(epoch=2, held_by="me2", class_name="Keeper", attachments_version=3))
+        await until(lambda: host.stops == ["other parameters"])
+        await until(lambda: len(world.hosts) == 2)
+        assert (world.hosts[1].spec.epoch, world.hosts[1].spec.version) == (2, 3)
 
 
 async def test_a_worker_that_has_not_begun_is_not_kept(tmp_path: Path) -> None:

@@ -143,6 +143,9 @@ class SimulatedHost:
         self._parameters = spec.attachments
         self._ended: asyncio.Future[ExitInfo] = link.loop.create_future()
         self._epoch, self._incarnation = spec.epoch, pool.incarnation()
+        self._given = [spec.epoch]
+        """Epochs under which its skald may report its end: it may end before it hears of the last."""
+        self._settled: str | None = None
         self.keeps = pool.keeps(spec.class_name)
         self._lease_until_s = None if self.keeps else pool.lease_until_s
 
@@ -218,7 +221,8 @@ class SimulatedHost:
         if not self.alive or (self._witness.calm and self._runs):
             return
         if op == "finished" or more.get("retryable") is False:
-            self._witness.settled(self._spec.task_id, self._epoch, op)
+            self._settled = op
+            self._tell_settled()
         self._stop_acting()
         self._say({"op": op, **more})
         self.outside(self._rng.uniform(0, 0.2), self.die, "exit 0")
@@ -271,8 +275,14 @@ class SimulatedHost:
 
     def take_epoch(self, epoch: int) -> None:
         """The run goes on under another epoch."""
+        self._given.append(epoch)
+        self._tell_settled()
         self._heard = max(self._heard, self._link.loop.now + self._rng.uniform(0, 0.05))
         self.outside(self._heard - self._link.loop.now, self._take_epoch, epoch, self._pool.incarnation())
+
+    def _tell_settled(self) -> None:
+        for epoch in self._given if self._settled else ():
+            self._witness.settled(self._spec.task_id, epoch, str(self._settled))
 
     def _take_epoch(self, epoch: int, incarnation: str) -> None:
         if self._runs:

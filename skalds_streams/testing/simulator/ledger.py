@@ -118,6 +118,27 @@ class Ledger:
         self.digest.update(head + (entry.key or b"") + b" " + (entry.value or b"") + b"\n")
 
 
+def command_of(ledger: Ledger, row: Row) -> tuple[dict[str, Any], bool]:
+    """({"parameters", "action", "merge", "described"}, whether it was forwarded) of the command that is a row's cause.
+
+    described: an assign says more of the task than its id.
+    """
+    why = row.why
+    doc = orjson.loads(ledger.inputs[why.topic, why.partition, why.offset].value or b"{}")
+    if why.topic == ledger.topics.report:
+        spec = doc.get("spec") or {}
+        parameters = doc.get("attachments") if doc.get("command") == "Update" else spec.get("attachments")
+        described = bool(spec or doc.get("recipient"))
+        about = {"parameters": parameters, "action": doc.get("action"), "merge": doc.get("merge")}
+        return {**about, "described": described}, True
+    parameters, described = doc.get("attachments"), bool(doc.get("recipient"))
+    for task in doc.get("tasks") or ():
+        if task["id"] == row.task_id and why.kind == "Assign":
+            parameters, described = task.get("attachments"), True
+    about = {"parameters": parameters, "action": doc.get("action"), "merge": doc.get("merge")}
+    return {**about, "described": described}, False
+
+
 def public(row: Row) -> Row:
     """The row as history has it: without parameters."""
     return replace(row, attachments=None, unanswered={})

@@ -15,7 +15,7 @@ from skalds_streams.core.invariants import check_step
 from skalds_streams.core.row import Release, Row
 from skalds_streams.errors import InvariantError
 from skalds_streams.model.documents import Positions, encode_row
-from skalds_streams.testing.simulator.ledger import Ledger, Step, Where, public
+from skalds_streams.testing.simulator.ledger import Ledger, Step, Where, command_of, public
 from skalds_streams.testing.simulator.plan_leases import KEEP
 from skalds_streams.testing.simulator.roll import Roll
 from skalds_streams.testing.simulator.storage import Entry, size_of
@@ -95,8 +95,8 @@ class Placements(Rule):
     that has said that it comes back stays for it.
     """
 
-    def __init__(self, roll: Roll) -> None:
-        self._roll = roll
+    def __init__(self, roll: Roll, ledger: Ledger) -> None:
+        self._roll, self._ledger = roll, ledger
 
     def on_step(self, step: Step) -> None:
         before, after = step.before, step.after
@@ -108,6 +108,8 @@ class Placements(Rule):
         last = None if before is None else _last_skald(before)
         if last in (None, holder.skald_id) or after.recipient not in (None, last):
             return
+        if after.why.kind == "Assign" and command_of(self._ledger, after)[0]["action"] == "move":
+            return  # somebody asked for it
         if self._roll.is_waited_for(last or "", holder.seen):
             raise ViolationError("hold", f"{after.task_id} is placed on {holder.skald_id}, but {last} comes back")
 
@@ -282,7 +284,7 @@ def origin_of(ledger: Ledger, cause: Where) -> Where | None:
 def all_rules(ledger: Ledger, witness: Witness, roll: Roll, most_bytes: int) -> list[Rule]:
     """One object of each rule, listening to nothing yet."""
     return [
-        Placements(roll),
+        Placements(roll, ledger),
         OneAtATime(witness),
         FreedIsOver(witness),
         LegalSteps(ledger),

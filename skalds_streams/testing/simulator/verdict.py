@@ -20,7 +20,7 @@ from skalds_streams.core.partition import partition_of
 from skalds_streams.core.patch import merge_patch
 from skalds_streams.core.row import Row, Status
 from skalds_streams.testing.simulator.hosts import REFUSE
-from skalds_streams.testing.simulator.ledger import Ledger, Where
+from skalds_streams.testing.simulator.ledger import Ledger, Where, command_of
 from skalds_streams.testing.simulator.plan_leases import KEEP
 from skalds_streams.testing.simulator.process import Life, Seat
 from skalds_streams.testing.simulator.roll import Roll
@@ -79,27 +79,6 @@ class Order:
     def _set(self, parameters: Any, at: int) -> None:
         self.parameters, self.updated = dict(parameters), at
         self.refusable = self.refusable or REFUSE in parameters
-
-
-def command_of(ledger: Ledger, row: Row) -> tuple[dict[str, Any], bool]:
-    """({"parameters", "action", "merge", "described"}, whether it was forwarded) of the command that is a row's cause.
-
-    described: an assign says more of the task than its id.
-    """
-    why = row.why
-    doc = orjson.loads(ledger.inputs[why.topic, why.partition, why.offset].value or b"{}")
-    if why.topic == ledger.topics.report:
-        spec = doc.get("spec") or {}
-        parameters = doc.get("attachments") if doc.get("command") == "Update" else spec.get("attachments")
-        described = bool(spec or doc.get("recipient"))
-        about = {"parameters": parameters, "action": doc.get("action"), "merge": doc.get("merge")}
-        return {**about, "described": described}, True
-    parameters, described = doc.get("attachments"), bool(doc.get("recipient"))
-    for task in doc.get("tasks") or ():
-        if task["id"] == row.task_id and why.kind == "Assign":
-            parameters, described = task.get("attachments"), True
-    about = {"parameters": parameters, "action": doc.get("action"), "merge": doc.get("merge")}
-    return {**about, "described": described}, False
 
 
 def order_of(ledger: Ledger, task_id: str) -> Order:
