@@ -3,9 +3,9 @@ each, and comes back.
 
     .venv/bin/python -m benchmarks.broker_away --seconds 10 --seconds 15 --seconds 60
 
-One line a fault: how long the broker's port did not answer (a start of the broker is part of it, so it is begun sooner),
-how many of the workers ended, how much of the lease was left at the least, and, when they ended, how long after the
-port answered again the last of them acted again. By the acts that the witness saw.
+One line a fault: how long the broker's port did not answer (a start of the broker is part of it, so it is begun
+sooner), how many of the workers ended, how much of the lease was left at the least, and, when they ended, how long
+after the port answered again the last of them acted again. By the acts that the witness saw.
 """
 
 from __future__ import annotations

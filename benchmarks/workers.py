@@ -130,8 +130,10 @@ class Bench:
         ends = await asyncio.gather(*(self._told.wait("main", task_id, 0) for task_id in ids))
         return (max(ns for ns, _ in ends) - begun) / 1e6
 
-    def pids(self, ids: list[str]) -> list[int]:
-        return [self._told.found["main", task_id, 0][1] for task_id in ids]
+    def memory_mib(self, workers: int) -> float:
+        """PSS a worker: all that runs for them, also the spare hosts, but for the skald and its zygote."""
+        ours = [item.pid for item in self.node.family()[1:] if not item.is_zygote]
+        return sum(pss_mib(pid) for pid in ours) / workers
 
     def cpu_s(self) -> float:
         """CPU seconds that the skald and all its processes have used."""
@@ -220,7 +222,7 @@ async def measure(bench: Bench, times: int, burst: int, console: Console) -> dic
     await asyncio.sleep(REST_S)
     share = 100 * (bench.cpu_s() - used) / (time.monotonic() - begun)
     found[f"CPU at rest with {burst} tasks, % of a core"] = summary([share])
-    found["memory of an idle worker, MiB PSS"] = summary([pss_mib(pid) for pid in bench.pids(many)])
+    found["memory of an idle worker, MiB PSS"] = summary([bench.memory_mib(burst)])
     found["bare fork"] = summary([fork_ms() for _ in range(times)])
     found["bare subprocess"] = summary([subprocess_ms() for _ in range(times)])
     found["asyncio task"] = summary([await task_ms() for _ in range(times)])
