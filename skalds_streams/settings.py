@@ -61,7 +61,8 @@ class Settings(BaseSettings):
     """coordinator: decides, runs no workers. skald: runs workers and joins no consumer group, so that hundreds may come
     and go without a rebalance."""
     workers: str = ""
-    """Comma-separated modules whose worker classes this node runs. Imported by the zygote only."""
+    """Comma-separated modules whose worker classes this node runs, beside those that installed packages offer by entry
+    points. Imported by the zygote only."""
     labels: dict[str, str] = Field(default_factory=dict)
     capacity: int = Field(64, ge=0, le=10_000)
     starts_at_once: int = Field(8, ge=1, le=1_000)

@@ -1,9 +1,11 @@
-"""The worker classes of the user's modules: found, checked and described. Runs in the zygote, once.
+"""The worker classes of the user's modules and of installed packages: found, checked and described. Runs in the
+zygote, once.
 
 Rules: a module that raises anything at import, or a class that can't run, becomes not loadable, with the reason; the
 others still load. A class counts for the module that defines it (for a package: its submodules too, if it re-exports
-them). Two classes of one name are both not loadable, as tasks name classes without a module. Keys of `not_loadable`
-are module names, or `module.Class`.
+them); one that an entry point names counts wherever it is defined. Two classes of one name are both not loadable, as
+tasks name classes without a module. Keys of `not_loadable` are module names, `module.Class`, or entry points with
+their package (`installed`).
 """
 
 from __future__ import annotations
@@ -12,14 +14,16 @@ import importlib
 import inspect
 import json
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from types import ModuleType
 from typing import Any
 
 from pydantic import AliasChoices, BaseModel
 
 from skalds_streams.worker.baseclass import MAIN, BaseTaskWorker
+from skalds_streams.worker.installed import Offer
 from skalds_streams.worker.secret_fields import secret_paths
 
 SCHEMA_MAX_BYTES = 64 * 1024
@@ -67,23 +71,35 @@ class Registry:
     not_loadable: dict[str, str] = field(default_factory=dict)
 
 
-def load(modules: Sequence[str]) -> Registry:
-    """Import the modules and register their classes. Raises nothing that user code raises."""
+def load(modules: Sequence[str], installed: Sequence[Offer] = ()) -> Registry:
+    """Import the modules, load what installed packages offer, and register the classes. Raises nothing that user code
+    raises.
+    """
     registry = Registry()
-    found: dict[str, list[WorkerType]] = {}
+    found: dict[str, dict[WorkerType, str]] = {}
     for name in dict.fromkeys(modules):
-        try:
-            module = importlib.import_module(name)
-        except BaseException:  # noqa: BLE001  # user code may raise anything at import, SystemExit included
-            registry.not_loadable[name] = _short_traceback()
-            continue
-        for worker_type in _defined_in(module):
-            same_name = found.setdefault(worker_type.__name__, [])
-            if worker_type not in same_name:
-                same_name.append(worker_type)
+        _take(registry, found, name, partial(importlib.import_module, name))
+    for offer in installed:
+        _take(registry, found, str(offer), offer.point.load, f" (package {offer.package})")
     for types in found.values():
         _register(registry, types)
     return registry
+
+
+def _take(
+    registry: Registry, found: dict[str, dict[WorkerType, str]], name: str, get: Callable[[], Any], origin: str = ""
+) -> None:
+    """Put the classes of what `get` returns under their names, with where each came from first."""
+    try:
+        got = get()
+    except BaseException:  # noqa: BLE001  # user code may raise anything at import, SystemExit included
+        registry.not_loadable[name] = _short_traceback()
+        return
+    if not isinstance(got, ModuleType) and not _is_worker_type(got):
+        registry.not_loadable[name] = f"{name} is neither a module nor a worker class, but {type(got).__name__}"
+        return
+    for worker_type in _defined_in(got) if isinstance(got, ModuleType) else [got]:
+        found.setdefault(worker_type.__name__, {}).setdefault(worker_type, origin)
 
 
 def aliases_of(model: type[BaseModel]) -> dict[str, str]:
@@ -101,17 +117,19 @@ def aliases_of(model: type[BaseModel]) -> dict[str, str]:
 def _defined_in(module: ModuleType) -> Iterator[WorkerType]:
     inside = module.__name__ + "."
     for value in list(vars(module).values()):
-        if not (inspect.isclass(value) and issubclass(value, BaseTaskWorker)) or value is BaseTaskWorker:
-            continue
-        if value.__module__ == module.__name__ or value.__module__.startswith(inside):
+        if _is_worker_type(value) and (value.__module__ == module.__name__ or value.__module__.startswith(inside)):
             yield value
 
 
-def _register(registry: Registry, types: list[WorkerType]) -> None:
+def _is_worker_type(value: Any) -> bool:
+    return inspect.isclass(value) and issubclass(value, BaseTaskWorker) and value is not BaseTaskWorker
+
+
+def _register(registry: Registry, types: Mapping[WorkerType, str]) -> None:
     """Register the classes that share one name: one, unless the user made a mistake."""
     candidates = [worker_type for worker_type in types if not _is_base_only(worker_type)]
     if len(candidates) > 1:
-        everyone = " and ".join(_full_name(worker_type) for worker_type in candidates)
+        everyone = " and ".join(_full_name(worker_type) + types[worker_type] for worker_type in candidates)
         for worker_type in candidates:
             registry.not_loadable[_full_name(worker_type)] = (
                 f"two worker classes have the same name: {everyone}. Rename one."

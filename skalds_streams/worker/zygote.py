@@ -31,6 +31,7 @@ from typing import NoReturn
 from skalds_streams.worker import kernel
 from skalds_streams.worker.frames import Frame, recv_frame, send_frame
 from skalds_streams.worker.host import flush_output, host_main
+from skalds_streams.worker.installed import offers
 from skalds_streams.worker.registry import Registry, load
 
 PARENT_DIED = signal.SIGUSR1
@@ -191,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     os.set_inheritable(options.fd, False)
     prepare(options.parent)
-    registry = load([name for name in options.modules.split(",") if name])
+    registry = load([name for name in options.modules.split(",") if name], offers())
     if threading.active_count() > 1:
         sys.stderr.write("worker modules started threads at import; they do not exist in workers\n")
     gc.collect()

@@ -11,6 +11,7 @@ import pytest
 from pydantic import AliasChoices, AliasPath, BaseModel, Field
 
 from skalds_streams.worker import registry
+from skalds_streams.worker.installed import offers
 
 WriteModule = Callable[[str, str], str]
 
@@ -194,3 +195,69 @@ class Lock(BaseTaskWorker[Params]):
 def test_a_class_says_which_parameters_are_secret(write_module: WriteModule) -> None:
     found = registry.load([write_module("lock", LOCKED)])
     assert found.classes["Lock"].describe()["secret"] == ["doors.*.pin"]
+
+
+# What installed packages offer
+
+
+def install(folder: Path, package: str, entry_points: str) -> None:
+    """What pip leaves of a package, as far as anybody looks."""
+    info = folder / f"{package.replace('-', '_')}-1.0.dist-info"
+    info.mkdir()
+    info.joinpath("METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+    info.joinpath("entry_points.txt").write_text(dedent(entry_points))
+
+
+def test_installed_packages_offer_modules_and_classes(write_module: WriteModule, tmp_path: Path) -> None:
+    write_module("acme_cams", GOOD)
+    write_module("acme_doors", GOOD.replace("Cam(", "Door(") + HEAD_OF_OTHER)
+    points = "[skalds_streams.workers]\ncams = acme_cams\ndoor = acme_doors:Door\n"
+    install(tmp_path, "acme-things", points)
+    install(tmp_path, "unrelated", "[console_scripts]\nx = nowhere:x\n")
+
+    found = registry.load([], offers())
+
+    assert (found.classes.keys(), found.not_loadable) == ({"Cam", "Door"}, {})
+    assert registry.load(["acme_cams"], offers()).classes.keys() == {"Cam", "Door"}, "named twice is no double"
+
+
+HEAD_OF_OTHER = """
+
+class NotOffered(BaseTaskWorker[P]):
+    def initialize(self, data: P) -> None: ...
+
+    @run_main_handler
+    def run(self) -> None: ...
+"""
+
+
+def test_an_offer_that_does_not_load_says_why_and_the_others_load(write_module: WriteModule, tmp_path: Path) -> None:
+    write_module("good", GOOD)
+    write_module("bad", "raise SystemExit('no camera driver')")
+    points = "[skalds_streams.workers]\na = bad\nb = good:Nothing\nc = good:BaseModel\nd = good\n"
+    install(tmp_path, "acme", points)
+    install(tmp_path, "broken", "[skalds_streams.workers]\nthis is no entry point\n")
+
+    found = registry.load([], offers())
+
+    assert list(found.classes) == ["Cam"]
+    reasons = found.not_loadable
+    assert reasons.keys() == {"bad (package acme)", "good:Nothing (package acme)", "good:BaseModel (package acme)"}
+    assert "no camera driver" in reasons["bad (package acme)"]
+    assert "Traceback" in reasons["bad (package acme)"]
+    assert "has no attribute 'Nothing'" in reasons["good:Nothing (package acme)"]
+    assert "neither a module nor a worker class" in reasons["good:BaseModel (package acme)"]
+
+
+def test_a_class_that_is_offered_twice_names_both_packages(write_module: WriteModule, tmp_path: Path) -> None:
+    for name in ("mine", "acme_cams", "other_cams"):
+        write_module(name, GOOD)
+    install(tmp_path, "acme", "[skalds_streams.workers]\ncams = acme_cams\n")
+    install(tmp_path, "other", "[skalds_streams.workers]\ncam = other_cams:Cam\n")
+
+    found = registry.load(["mine"], offers())
+
+    assert found.classes == {}
+    assert found.not_loadable.keys() == {"mine.Cam", "acme_cams.Cam", "other_cams.Cam"}
+    both = "mine.Cam and acme_cams.Cam (package acme) and other_cams.Cam (package other)"
+    assert both in found.not_loadable["mine.Cam"]
