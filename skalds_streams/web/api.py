@@ -14,7 +14,7 @@ from aiohttp import hdrs, web
 from skalds_streams.core.row import Row, Status
 from skalds_streams.projections.masking import mask_schema
 from skalds_streams.web.context import WebContext
-from skalds_streams.web.documents import member_docs, task_doc, web_link
+from skalds_streams.web.documents import class_docs, member_docs, task_doc
 
 LIMIT_DEFAULT = 200
 LIMIT_MOST = 1_000
@@ -64,18 +64,19 @@ class Api:
         items = member_docs(context.view, context.settings, context.incarnation())
         return answer({"items": items, "total": len(items)})
 
+    async def classes(self, request: web.Request) -> web.Response:
+        """The worker classes of all living skalds, by name."""
+        items = class_docs(self._context.view.members)
+        return answer({"items": items, "total": len(items)})
+
     async def class_description(self, request: web.Request) -> web.Response:
         """Served by the nodes that run the class; any other names them."""
         name = request.match_info["name"]
         described = self._context.describe_class(name)
         if described is not None:
             return answer({"name": name, **mask_schema(dict(described), self._words)})
-        holders = [member for member in self._context.view.members if name in member.classes]
-        where = sorted(
-            ({"skald_id": item.skald_id, "web": web_link(item.web)} for item in holders),
-            key=lambda item: str(item["skald_id"]),
-        )
-        return answer({"error": f"this node does not run class {name}", "run_by": where}, status=404)
+        where = {doc["name"]: doc["run_by"] for doc in class_docs(self._context.view.members)}
+        return answer({"error": f"this node does not run class {name}", "run_by": where.get(name, [])}, status=404)
 
     async def openapi(self, request: web.Request) -> web.Response:
         """The description of this API."""

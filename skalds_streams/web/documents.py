@@ -6,7 +6,7 @@ here.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -105,6 +105,22 @@ def member_docs(view: ClusterView, settings: Settings, own_incarnation: str) -> 
     """All living skalds, by id."""
     docs = [member_doc(member, view, settings, own_incarnation) for member in view.members]
     return sorted(docs, key=lambda doc: (doc["skald_id"], doc["incarnation"]))
+
+
+def class_docs(members: Iterable[Member]) -> list[dict[str, Any]]:
+    """The worker classes of living skalds, by name, and who runs each. `digest` is that of the parameters' schema, None
+    when the skalds have different ones.
+    """
+    holders: dict[str, list[dict[str, Any]]] = {}
+    for member in sorted(members, key=lambda member: member.skald_id):
+        for name, digest in member.classes.items():
+            there = {"skald_id": member.skald_id, "web": web_link(member.web), "digest": digest}
+            holders.setdefault(name, []).append(there)
+    docs = []
+    for name, run_by in sorted(holders.items()):
+        digests = {there["digest"] for there in run_by}
+        docs.append({"name": name, "digest": digests.pop() if len(digests) == 1 else None, "run_by": run_by})
+    return docs
 
 
 def is_crash_looping(row: Row, now_ms: int) -> bool:

@@ -30,6 +30,7 @@ def setup(app: web.Application, context: WebContext) -> None:
     router.add_get("/api/tasks", api.tasks)
     router.add_get("/api/tasks/{id:.+}", api.task)
     router.add_get("/api/skalds", api.skalds)
+    router.add_get("/api/classes", api.classes)
     router.add_get("/api/classes/{name:.+}", api.class_description)
     router.add_get("/api/events", stream.handle, allow_head=False)
     router.add_get("/api/openapi.json", api.openapi)

@@ -20,7 +20,8 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
-from pydantic import AliasChoices, BaseModel
+from pydantic import AliasChoices, BaseModel, ValidationError
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from skalds_streams.worker.baseclass import MAIN, BaseTaskWorker
 from skalds_streams.worker.installed import Offer
@@ -29,6 +30,7 @@ from skalds_streams.worker.secret_fields import secret_paths
 SCHEMA_MAX_BYTES = 64 * 1024
 """All schemas travel in one frame."""
 TRACEBACK_MAX_CHARS = 4_000
+DOC_MAX_CHARS = 1_000
 
 WorkerType = type[BaseTaskWorker[Any]]
 
@@ -49,10 +51,22 @@ class WorkerClass:
     secret: tuple[str, ...] = ()
     """Paths of the secret parameters (`secret_fields`)."""
 
+    def validate(self, attachments: Mapping[str, Any] | None) -> BaseModel:
+        """The parameters in a document, by field name or alias. Raises ValidationError, which names fields as the
+        document does, or whatever a user's validator raises.
+        """
+        given = attachments or {}
+        for name, alias in self.aliases.items():
+            said_once = alias in self.model.model_fields or name in self.aliases.values()
+            if not said_once and name in given and alias in given and given[name] != given[alias]:
+                raise _said_twice(self.model, name, alias)
+        return self.model.model_validate(given, by_alias=True, by_name=True)
+
     def describe(self) -> dict[str, Any]:
         """The class's part of the ready frame."""
         return {
             "module": self.worker_type.__module__,
+            "doc": inspect.cleandoc(self.worker_type.__doc__ or "")[:DOC_MAX_CHARS],
             "schema": self.schema,
             "aliases": self.aliases,
             "secret": list(self.secret),
@@ -112,6 +126,16 @@ def aliases_of(model: type[BaseModel]) -> dict[str, str]:
         if isinstance(alias, str) and alias != name:
             aliases[name] = alias
     return aliases
+
+
+def _said_twice(model: type[BaseModel], name: str, alias: str) -> ValidationError:
+    """A merged update in another spelling than the one before: pydantic would take the alias and forget the other."""
+    error = PydanticCustomError(
+        "said_twice",
+        "{name} and {alias} are one parameter, and have two values: set only one, the other to null",
+        {"name": name, "alias": alias},
+    )
+    return ValidationError.from_exception_data(model.__name__, [InitErrorDetails(type=error, loc=(name,), input=None)])
 
 
 def _defined_in(module: ModuleType) -> Iterator[WorkerType]:

@@ -88,7 +88,7 @@ class Run:
                     self._updates.get_nowait()
 
     def _validated(self, attachments: dict[str, Any] | None) -> BaseModel:
-        return self._class.model.model_validate(attachments or {}, by_alias=True, by_name=True)
+        return self._class.validate(attachments)
 
     def _live(self, data: BaseModel) -> Frame:
         """Everything before the release."""

@@ -76,11 +76,17 @@ async def test_a_node_is_drained_and_comes_back(system: System) -> None:
     await all_on(system, [*ids, "pinned"], "a")
     await node(system, "b")
 
-    unknown, lost, (plan, _) = await asyncio.gather(
+    unknown, lost, (plan, _), idle, (missing, complaint) = await asyncio.gather(
         call(system, "drain", "x", code=1),
         answer(system, "plan", "--lose", "a"),
         call(system, "drain", "a", "--plan"),
+        answer(system, "classes", "Idle"),
+        call(system, "classes", "Nope", code=1),
     )
+    assert ([there["skald_id"] for there in idle["run_by"]], idle["described_by"]) == (["a", "b"], "a")
+    assert idle["schema"]["properties"]["fps"]["maximum"] == 120
+    assert missing == ""
+    assert complaint.startswith("Error: no living skald runs a class 'Nope'; there are: ")
     assert unknown[1] == "Error: there is no skald 'x'; there are a, b\n"
     targets = {step["task_id"]: (step["to"], step["reasons"]) for step in lost["plan"]}
     assert targets == {**dict.fromkeys(ids, ("b", {})), "pinned": (None, {"a": "recipient is not here"})}

@@ -102,8 +102,20 @@ async def test_class_is_described_by_those_that_run_it() -> None:
         )
         assert "canary" not in str(described)
         elsewhere = await get(client, "/api/classes/Other", status=404)
-        assert elsewhere["run_by"] == [{"skald_id": "s2", "web": "http://s2:1"}]
+        assert elsewhere["run_by"] == [{"skald_id": "s2", "web": "http://s2:1", "digest": "h"}]
         assert (await get(client, "/api/classes/None", status=404))["run_by"] == []
+
+
+async def test_classes_are_listed_with_who_runs_them() -> None:
+    world = World()
+    world.beat("s2", "i2", state="up", classes={"Cam": "new", "Door": "d"}, web="http://s2:1")
+    world.beat("s1", "i1", state="up", classes={"Cam": "old"}, web="javascript:x")
+    async with world.client() as client:
+        answer = await get(client, "/api/classes")
+    cam, door = answer["items"]
+    assert (answer["total"], cam["name"], cam["digest"]) == (2, "Cam", None), "two versions of one class"
+    assert [(there["skald_id"], there["web"]) for there in cam["run_by"]] == [("s1", None), ("s2", "http://s2:1")]
+    assert (door["name"], door["digest"]) == ("Door", "d")
 
 
 async def test_health_and_readiness() -> None:

@@ -40,7 +40,7 @@ def write_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Wr
         del sys.modules[name]
 
 
-GOOD = """
+GOOD = '''
 from pydantic import BaseModel, Field
 from skalds_streams.worker import BaseTaskWorker, run_main_handler
 
@@ -49,13 +49,18 @@ class P(BaseModel):
     plain: str = ""
 
 class Cam(BaseTaskWorker[P]):
+    """Looks at things.
+
+    Often.
+    """
+
     release_s = 1
 
     def initialize(self, data: P) -> None: ...
 
     @run_main_handler
     def run(self) -> None: ...
-"""
+'''
 
 
 def test_a_class_is_described_for_documents(write_module: WriteModule) -> None:
@@ -66,6 +71,7 @@ def test_a_class_is_described_for_documents(write_module: WriteModule) -> None:
     assert described["module"] == "good"
     assert described["aliases"] == {"fix_frame": "fixFrame"}
     assert described["secret"] == []
+    assert described["doc"] == "Looks at things.\n\nOften."
     assert described["schema"]["properties"].keys() == {"fixFrame", "plain"}
     assert (described["isolation"], described["release_s"], described["terminate_s"]) == ("process", 1.0, 2.0)
 

@@ -21,7 +21,7 @@ from skalds_streams.worker import (
     update_event_handler,
 )
 from skalds_streams.worker.frames import Frame
-from skalds_streams.worker.registry import WorkerClass
+from skalds_streams.worker.registry import WorkerClass, aliases_of
 from skalds_streams.worker.run import Run
 from skalds_streams.worker.stopper import STOP_SIGNAL, Stopper
 
@@ -50,7 +50,12 @@ class Stage:
     def play(self, worker_type: type[BaseTaskWorker[Any]], attachments: dict[str, Any] | None = None) -> Frame:
         model = worker_type.get_data_model()
         described = WorkerClass(
-            worker_type=worker_type, model=model, schema={}, aliases={}, release_s=5.0, terminate_s=2.0
+            worker_type=worker_type,
+            model=model,
+            schema={},
+            aliases=aliases_of(model),
+            release_s=5.0,
+            terminate_s=2.0,
         )
         frame = {"task_id": "t1", "epoch": 3, "attachments": attachments, "version": 1}
         self.run = Run(described, frame, send=self._send, stopper=self.stopper)
@@ -219,6 +224,20 @@ def test_parameters_are_taken_by_name_and_by_alias(stage: Stage, attachments: di
     seen = []
     stage.play(worker_of(stage, initialize=lambda _, data: seen.append(data.fix_frame)), attachments)
     assert seen == [7]
+
+
+@pytest.mark.parametrize(
+    ("attachments", "outcome"),
+    [({"fixFrame": 7, "fix_frame": 8}, "failed"), ({"fixFrame": 7, "fix_frame": 7}, "finished")],
+)
+def test_a_parameter_in_both_spellings_must_have_one_value(
+    stage: Stage, attachments: dict[str, Any], outcome: str
+) -> None:
+    last = stage.play(worker_of(stage), attachments)
+    assert last["op"] == outcome
+    if outcome == "failed":
+        assert (last["error"]["field"], last["retryable"]) == ("fix_frame", False)
+        assert "fix_frame and fixFrame are one parameter" in last["error"]["message"]
 
 
 def test_no_parameters_are_the_defaults(stage: Stage) -> None:
@@ -392,17 +411,29 @@ def updating(stage: Stage, handler: Callable[[Params], None], **attachments: Any
     return stage.sent[-1]
 
 
-def test_an_update_is_applied(stage: Stage) -> None:
+@pytest.mark.parametrize("spelling", ["fixFrame", "fix_frame"])
+def test_an_update_is_applied(stage: Stage, spelling: str) -> None:
     seen: list[int] = []
-    assert updating(stage, lambda data: seen.append(data.fix_frame), fixFrame=5) == {"op": "applied", "version": 2}
-    assert seen == [5]
+    answer = updating(stage, lambda data: seen.append(data.fix_frame), **{spelling: 5})
+    assert (answer, seen) == ({"op": "applied", "version": 2}, [5])
 
 
-def test_an_update_that_does_not_fit_is_refused_by_field(stage: Stage) -> None:
+@pytest.mark.parametrize("spelling", ["fixFrame", "fix_frame"])
+def test_an_update_that_does_not_fit_is_refused_by_field_as_it_was_written(stage: Stage, spelling: str) -> None:
     seen: list[Params] = []
-    answer = updating(stage, seen.append, fixFrame=0)
-    assert (answer["op"], answer["version"], answer["error"]["field"]) == ("refused", 2, "fixFrame")
+    answer = updating(stage, seen.append, **{spelling: 0})
+    assert (answer["op"], answer["version"], answer["error"]["field"]) == ("refused", 2, spelling)
     assert seen == []
+
+
+def test_an_update_in_both_spellings_is_refused(stage: Stage) -> None:
+    """What a merged update in another spelling than the parameters that run becomes."""
+    answer = updating(stage, fail(AssertionError("not called")), fixFrame=5, fix_frame=6)
+    assert (answer["op"], answer["error"]["type"], answer["error"]["field"]) == (
+        "refused",
+        "ValidationError",
+        "fix_frame",
+    )
 
 
 def test_an_update_that_the_handler_refuses_leaves_main_running(stage: Stage) -> None:
