@@ -27,8 +27,8 @@ import inspect
 import logging
 import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
-from typing import Any, ClassVar, Generic, Self, TypeVar, get_args, get_origin
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, ClassVar, Generic, NoReturn, Self, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -73,7 +73,7 @@ class BaseTaskWorker(ABC, Generic[ModelT]):
     def __new__(cls, *_args: object, **_kwargs: object) -> Self:
         """Give every worker an identity before its own __init__ runs; outside of a host it is a made-up one."""
         worker = super().__new__(cls)
-        worker._bind(f"MOCK_TASK_{secrets.token_hex(4)}", epoch=0)
+        worker._bind(mock_task_id(), epoch=0)
         return worker
 
     def __init__(self, *_args: object, **_kwargs: object) -> None:
@@ -103,6 +103,17 @@ class BaseTaskWorker(ABC, Generic[ModelT]):
         )
 
     @classmethod
+    def cli(cls, arguments: Sequence[str] | None = None) -> NoReturn:
+        """Run it in this terminal, without Kafka; the command line gives the parameters. Does not return.
+
+        if __name__ == "__main__":
+            Cam.cli()                     # python my_worker.py --fps 5
+        """
+        from skalds_streams.worker import standalone  # imports this module
+
+        standalone.main(cls, arguments)
+
+    @classmethod
     def _create(cls, task_id: str, *, epoch: int) -> Self:
         """A worker that knows its task from the first line of its own __init__ on."""
         worker = cls.__new__(cls)
@@ -124,6 +135,11 @@ class BaseTaskWorker(ABC, Generic[ModelT]):
         name = self._handlers.get(role)
         handler: Callable[..., Any] | None = getattr(self, name) if name else None
         return handler
+
+
+def mock_task_id() -> str:
+    """The id of a run that no task stands behind."""
+    return f"MOCK_TASK_{secrets.token_hex(4)}"
 
 
 def run_before_handler(function: FunctionT) -> FunctionT:

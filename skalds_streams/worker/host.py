@@ -166,10 +166,15 @@ def host_main(sock: socket.socket, registry: Registry) -> NoReturn:
     """The whole of a host's life, after the fork."""
     atexit._clear()  # what the zygote's modules registered is the zygote's
     Host(sock).serve(registry)
+    leave(0)
+
+
+def leave(code: int) -> NoReturn:
+    """End this process in order, and without waiting for threads that user code left behind."""
     atexit._run_exitfuncs()
     logging.shutdown()
     flush_output()
-    os._exit(0)
+    os._exit(code)
 
 
 def redirect_output(log_path: str) -> None:

@@ -161,14 +161,14 @@ def _register(registry: Registry, types: Mapping[WorkerType, str]) -> None:
         return
     for worker_type in candidates:
         try:
-            registry.classes[worker_type.__name__] = _check(worker_type)
-        except _NotLoadable as error:
+            registry.classes[worker_type.__name__] = check(worker_type)
+        except NotLoadable as error:
             registry.not_loadable[_full_name(worker_type)] = str(error)
         except Exception:  # noqa: BLE001  # the schema of a user's model may raise anything
             registry.not_loadable[_full_name(worker_type)] = _short_traceback()
 
 
-class _NotLoadable(Exception):
+class NotLoadable(Exception):
     """A class that can't run; the text says why."""
 
 
@@ -178,20 +178,21 @@ def _is_base_only(worker_type: WorkerType) -> bool:
     return incomplete and bool(worker_type.__subclasses__())
 
 
-def _check(worker_type: WorkerType) -> WorkerClass:
+def check(worker_type: WorkerType) -> WorkerClass:
+    """The class, if it can run. Raises NotLoadable, or whatever the schema of a user's model raises."""
     if inspect.isabstract(worker_type):
         missing = ", ".join(sorted(worker_type.__abstractmethods__))
-        raise _NotLoadable(f"{worker_type.__name__} does not define: {missing}")
+        raise NotLoadable(f"{worker_type.__name__} does not define: {missing}")
     if MAIN not in worker_type._handlers:
-        raise _NotLoadable(f"{worker_type.__name__} has no method with @{MAIN}")
+        raise NotLoadable(f"{worker_type.__name__} has no method with @{MAIN}")
     try:
         model = worker_type.get_data_model()
     except TypeError as error:
-        raise _NotLoadable(str(error)) from None
+        raise NotLoadable(str(error)) from None
     schema = model.model_json_schema(by_alias=True)
     size = len(json.dumps(schema))
     if size > SCHEMA_MAX_BYTES:
-        raise _NotLoadable(f"the JSON schema of {model.__name__} has {size} bytes, more than {SCHEMA_MAX_BYTES}")
+        raise NotLoadable(f"the JSON schema of {model.__name__} has {size} bytes, more than {SCHEMA_MAX_BYTES}")
     return WorkerClass(
         worker_type=worker_type,
         model=model,
@@ -207,14 +208,14 @@ def _check(worker_type: WorkerType) -> WorkerClass:
 def _on_disconnect(worker_type: WorkerType) -> str:
     value = worker_type.on_disconnect
     if value not in ("stop", "keep"):
-        raise _NotLoadable(f'{worker_type.__name__}.on_disconnect is {value!r}: it must be "stop" or "keep"')
+        raise NotLoadable(f'{worker_type.__name__}.on_disconnect is {value!r}: it must be "stop" or "keep"')
     return str(value)
 
 
 def _budget(worker_type: WorkerType, name: str) -> float:
     value = getattr(worker_type, name)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
-        raise _NotLoadable(f"{worker_type.__name__}.{name} is {value!r}: it must be a number of seconds, 0 or more")
+        raise NotLoadable(f"{worker_type.__name__}.{name} is {value!r}: it must be a number of seconds, 0 or more")
     return float(value)
 
 
