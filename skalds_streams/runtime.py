@@ -242,6 +242,7 @@ class Runtime:
             describe_class=lambda name: catalogue().classes.get(name),
             not_loadable=lambda: catalogue().not_loadable,
             banners=self.banners,
+            task_metrics=lambda task_id: self.skald.supervisor.metrics(task_id) if self.skald is not None else None,
         )
 
     def _metric_sources(self) -> MetricSources:

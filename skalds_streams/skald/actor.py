@@ -17,6 +17,7 @@ from skalds_streams.core.row import Row
 from skalds_streams.errors import HostError
 from skalds_streams.skald.hosts import ExitInfo, Host, HostPool, RunSpec
 from skalds_streams.skald.reporter import Reporter
+from skalds_streams.worker.gauges import readings
 
 LEAVING = "leaving"
 LAPSED = "the lease has lapsed"
@@ -54,6 +55,8 @@ class Actor:
         self._stop_asked = asyncio.Event()
         self._ended: dict[str, Any] | None = None
         self._kept_by: str | None = None
+        self.metrics: dict[str, Any] | None = None
+        """What the worker said last of itself (`worker.gauges.readings`)."""
 
     @property
     def as_run(self) -> Run:
@@ -198,6 +201,8 @@ class Actor:
             self._reporter.say("Applied", self.task_id, self.epoch, version=event["version"])
         elif kind == "refused":
             self._reporter.say("Refused", self.task_id, self.epoch, version=event["version"], error=event.get("error"))
+        elif kind == "metrics":
+            self.metrics = readings(event) or self.metrics
         elif kind in ("finished", "failed", "stopped"):
             self._ended = event
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from heapq import heappop, heappush
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -75,6 +76,11 @@ class Supervisor:
     def held(self) -> Iterable[str]:
         """Ids of the tasks that run here."""
         return tuple(self._actors)
+
+    def metrics(self, task_id: str) -> dict[str, Any] | None:
+        """The last numbers of a worker that runs here: {"values", "at_ms"}."""
+        actor = self._actors.get(task_id)
+        return actor.metrics if actor is not None else None
 
     async def run(self) -> None:
         """Follow the view until cancelled."""

@@ -53,7 +53,7 @@ class Api:
         row = self._context.view.rows.get(task_id)
         if row is None:
             return answer({"error": f"no task {task_id}"}, status=404)
-        return answer(self._doc(row))
+        return answer({**self._doc(row), "metrics": self._context.task_metrics(task_id)})
 
     def _doc(self, row: Row) -> dict[str, Any]:
         return task_doc(row, self._words, self._context.now_ms(), self._context.secret_paths(row))

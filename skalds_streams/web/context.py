@@ -37,6 +37,8 @@ class WebContext:
     """Module of this node that could not be imported → traceback."""
     banners: Callable[[], Sequence[str]]
     """Sentences for people, e.g. "Redis does not answer"."""
+    task_metrics: Callable[[str], Mapping[str, Any] | None] = lambda _task_id: None
+    """{"values": {name: number or None}, "at_ms"} that a worker on this node said of itself."""
     now_ms: Callable[[], int] = wall_ms
 
     def secret_paths(self, row: Row) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from skalds_streams.projections.masking import error_text, text_cleaner
 from skalds_streams.version import __version__
 from skalds_streams.web.api import select, task_counts
 from skalds_streams.web.context import WebContext
-from skalds_streams.web.documents import brief_doc, member_docs, since_ms, task_doc
+from skalds_streams.web.documents import brief_doc, member_docs, since_ms, task_doc, task_href, web_link
 from skalds_streams.web.words import WANTED, cause_words, crashes, not_ready, relative, situation, waiting_reasons
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -81,7 +81,11 @@ class Pages:
         paths = self._context.secret_paths(row)
         clean = text_cleaner(row, self._words, paths)
         told = situation(row, clean)
+        is_here = row.holder is not None and row.holder.incarnation == self._context.incarnation()
         return {
+            "runs_here": is_here and row.status is Status.RUNNING,
+            "metrics": self._context.task_metrics(row.task_id) if is_here else None,
+            "holder_page": None if is_here else self._holder_page(row),
             "task": doc,
             "brief": brief_doc(row, self._words, self._context.now_ms(), paths),
             "situation": told,
@@ -96,6 +100,12 @@ class Pages:
             "document": _pretty(doc),
             "since_ms": since_ms(row),
         }
+
+    def _holder_page(self, row: Row) -> str | None:
+        """The task's page on the node that runs it, which knows more."""
+        holder = self._context.view.members.get(row.holder.incarnation) if row.holder is not None else None
+        node = web_link(holder.web) if holder is not None else None
+        return node.rstrip("/") + task_href(row.task_id) if node is not None else None
 
     def _render(self, template: str, status: int = 200, **values: Any) -> web.Response:
         context = self._context

@@ -26,11 +26,15 @@ from __future__ import annotations
 import inspect
 import logging
 import secrets
+import subprocess
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, ClassVar, Generic, NoReturn, Self, TypeVar, get_args, get_origin
+from typing import Any, ClassVar, Generic, NoReturn, Self, SupportsFloat, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel
+
+from skalds_streams.worker.children import Children, Command
+from skalds_streams.worker.gauges import Gauges
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
@@ -126,9 +130,25 @@ class BaseTaskWorker(ABC, Generic[ModelT]):
         self.task_type = type(self).__name__
         self.epoch = epoch
         self.is_done = False
+        self._gauges = Gauges()
+        self._children = Children()
         self.logger = logging.LoggerAdapter(
             logging.getLogger(f"worker.{self.task_type}"), {"task_id": task_id, "epoch": epoch}
         )
+
+    def metric(self, name: str, value: SupportsFloat) -> None:
+        """Set a number about this run, e.g. `self.metric("fps", 29.8)`: it is shown on the task's page and at
+        `/api/tasks/{id}` of the node that runs it, a second later at most. At most 32 names; any thread, any rate.
+
+        Raises ValueError for a name of other characters than letters, digits and _ . : -, TypeError for no number.
+        """
+        self._gauges.set(name, value)
+
+    def spawn(self, command: Command, **options: Any) -> subprocess.Popen[Any]:
+        """Start a program that ends with this worker, however that ends; what still runs after the release handler is
+        killed. `options` are those of subprocess.Popen; stdin is empty unless given. Any thread.
+        """
+        return self._children.spawn(command, **options)
 
     def _handler(self, role: str) -> Callable[..., Any] | None:
         """The bound method that carries the decorator `role`, or None."""

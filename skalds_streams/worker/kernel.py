@@ -8,6 +8,7 @@ import ctypes
 import os
 import signal
 import time
+from functools import cache
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
@@ -30,10 +31,16 @@ def set_name(name: str) -> None:
     _prctl(_PR_SET_NAME, ctypes.c_char_p(name.encode()[:15]))
 
 
+@cache
+def load_libc() -> ctypes.CDLL:
+    """The C library, errno kept for each thread."""
+    return ctypes.CDLL(None, use_errno=True)
+
+
 def _prctl(option: int, argument: int | ctypes.c_char_p) -> None:
     value = argument if isinstance(argument, ctypes.c_char_p) else ctypes.c_ulong(argument)
     zero = ctypes.c_ulong(0)
-    libc = ctypes.CDLL(None, use_errno=True)
+    libc = load_libc()
     if libc.prctl(option, value, zero, zero, zero) != 0:
         number = ctypes.get_errno()
         raise OSError(number, f"prctl({option}): {os.strerror(number)}")
@@ -66,7 +73,7 @@ class KillTimer:
     _SIGNAL, _ABSOLUTE = 0, 1
 
     def __init__(self) -> None:
-        self._libc = ctypes.CDLL(None, use_errno=True)
+        self._libc = load_libc()
         self._timer = ctypes.c_void_p()
         event = _Event(signo=signal.SIGKILL, notify=self._SIGNAL)
         create = getattr(self._libc, "timer_create", None)

@@ -3,7 +3,8 @@ release.
 
 Rules: `execute()` returns the last frame (finished, stopped or failed) and lets nothing out that user code raised. A
 run that was asked to stop is "stopped", whatever main made of it; one whose main had returned by then is "finished".
-release is called exactly once, if `initialize` has begun. After the last frame nothing is sent any more.
+release is called exactly once, if `initialize` has begun; what the worker spawned is killed after it. After the last
+frame nothing is sent any more.
 
 What does not live here: sockets, the log file, the end of the process (`host`).
 """
@@ -66,6 +67,9 @@ class Run:
         self._enqueue(None)
         self._release()
         self._close_loop()
+        if self._worker is not None:
+            self._worker._children.end()
+            self._worker._gauges.flush()
         return last
 
     def update(self, frame: Frame) -> None:
@@ -117,6 +121,7 @@ class Run:
         with self._stopper:
             worker = self._class.worker_type._create(self._frame["task_id"], epoch=self._frame["epoch"])
         self._worker = worker
+        worker._gauges.attach(self._send)
         worker.is_done = self._stopper.requested
         return worker
 

@@ -14,6 +14,7 @@ import argparse
 import ctypes
 import inspect
 import json
+import logging
 import os
 import select
 import signal
@@ -53,7 +54,7 @@ def main(worker_type: type[BaseTaskWorker[Any]], arguments: Sequence[str] | None
     stopper.install()
     threading.Thread(target=_look_after, args=(stopper, stopper.open_wakeup()), name="signals", daemon=True).start()
     frame = {"task_id": worker_id, "epoch": 0, "attachments": attachments, "version": 0}
-    last = Run(described, frame, send=lambda _frame: None, stopper=stopper).execute()
+    last = Run(described, frame, send=_show, stopper=stopper).execute()
     leave(_exit_code(last))
 
 
@@ -63,6 +64,13 @@ def _exit_code(last: Frame) -> int:
     error = last["error"]
     sys.stderr.write("\n".join(error["traceback"] or [f"{error['type']}: {error['message']}"]) + "\n")
     return FAILED
+
+
+def _show(frame: Frame) -> None:
+    """Of what a host would send, the worker's figures are for the person."""
+    if frame["op"] == "metrics":
+        told = ", ".join(f"{name} {value}" for name, value in frame["values"].items())
+        logging.getLogger("metrics").info("%s", told)
 
 
 class _Stopper(Stopper):

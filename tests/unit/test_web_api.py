@@ -73,6 +73,16 @@ async def test_one_task_whatever_its_id(task_id: str) -> None:
         assert (answer.status, (await answer.json())["task_id"]) == (200, task_id)
 
 
+async def test_metrics_of_a_worker_are_told_by_the_node_that_runs_it() -> None:
+    world = World()
+    world.put(running("cam"), running("other"))
+    world.metrics["cam"] = {"values": {"fps": 29.5}, "at_ms": 7}
+    async with world.client() as client:
+        assert (await get(client, "/api/tasks/cam"))["metrics"] == {"values": {"fps": 29.5}, "at_ms": 7}
+        assert (await get(client, "/api/tasks/other"))["metrics"] is None
+        assert "29.5" not in str(await get(client, "/api/tasks"))
+
+
 async def test_unknown_task_is_404() -> None:
     async with World().client() as client:
         assert await get(client, "/api/tasks/nobody", status=404) == {"error": "no task nobody"}

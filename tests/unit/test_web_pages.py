@@ -9,7 +9,7 @@ import re
 import pytest
 from yarl import URL
 
-from skalds_streams.core.row import Row, Status, Wanted
+from skalds_streams.core.row import Holder, Row, Status, Wanted
 from skalds_streams.web.documents import task_href
 from skalds_streams.web.pages import FIRST_ROWS
 from skalds_streams.web.words import relative
@@ -109,6 +109,20 @@ async def test_task_page_tells_everything() -> None:
         assert text in job
     assert "refused" in upd
     assert "V: too fast (field fps)" in upd
+
+
+async def test_the_page_of_a_task_has_the_metrics_of_its_worker_or_says_where_they_are() -> None:
+    world = World()
+    world.put(running("cam"), running("far", holder=Holder("s2", "i2", 1)))
+    world.beat("s2", "i2", state="up", web="http://s2:6066/")
+    world.metrics = {"cam": {"values": {"fps": 29.51, "queue": None}, "at_ms": NOW_MS - 1_000}}
+    async with world.client() as client:
+        here, far = await page_of(client, "/tasks/cam"), await page_of(client, "/tasks/far")
+    assert '<dt>fps</dt><dd class="mono">29.51</dd>' in here
+    assert '<dt>queue</dt><dd class="mono">no number</dd>' in here
+    assert 'id="metrics">' in here
+    assert 'href="http://s2:6066/tasks/far"' in far
+    assert 'id="metrics"' not in far
 
 
 async def test_unknown_task_has_a_page() -> None:

@@ -40,6 +40,7 @@ class World:
         self.banners: list[str] = []
         self.classes: dict[str, Mapping[str, Any]] = {}
         self.not_loadable: dict[str, str] = {}
+        self.metrics: dict[str, Mapping[str, Any]] = {}
         self._offset = 0
         # A skald that has left has described Cam: the parameters of a class that nobody knows are all masked.
         self.beat("s0", "i0", state="up", classes={"Cam": "h"})
@@ -72,6 +73,7 @@ class World:
             describe_class=self.classes.get,
             not_loadable=lambda: self.not_loadable,
             banners=lambda: self.banners,
+            task_metrics=self.metrics.get,
             now_ms=lambda: self.now_ms,
         )
 

@@ -1,9 +1,15 @@
 // A task's page, live: when the task has changed, the page is asked for again and its article swapped.
 import { follow, keepTimesMoving, setServerTime, showBanners, showTimes } from "./common.js";
 
+const LIVE_MS = 2000;
 const shown = () => document.getElementById("task");
 let fetching = false;
 let again = false;
+
+async function freshPage() {
+  const answer = await fetch(location.href, { headers: { Accept: "text/html" } });
+  return answer.ok ? new DOMParser().parseFromString(await answer.text(), "text/html") : null;
+}
 
 async function refresh() {
   if (fetching) {
@@ -12,9 +18,9 @@ async function refresh() {
   }
   fetching = true;
   try {
-    const answer = await fetch(location.href, { headers: { Accept: "text/html" } });
-    if (!answer.ok) return location.reload();
-    const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").getElementById("task");
+    const page = await freshPage();
+    if (!page) return location.reload();
+    const fresh = page.getElementById("task");
     if (!fresh) return;
     const open = shown().querySelector("details")?.open;
     if (open) fresh.querySelector("details")?.setAttribute("open", "");
@@ -35,6 +41,15 @@ async function refresh() {
 function take(task) {
   if (task && String(task.revision) !== shown().dataset.revision) refresh();
 }
+
+// What the worker says of itself changes no row: it is asked for while somebody looks.
+setInterval(async () => {
+  if (!document.getElementById("metrics") || document.hidden || fetching) return;
+  const fresh = (await freshPage().catch(() => null))?.getElementById("metrics");
+  if (!fresh) return;
+  document.getElementById("metrics")?.replaceWith(fresh);
+  showTimes();
+}, LIVE_MS);
 
 keepTimesMoving();
 follow(`/api/events?detail=brief&task=${encodeURIComponent(shown().dataset.id)}`, {

@@ -1,0 +1,116 @@
+"""Programs that a worker starts (`BaseTaskWorker.spawn`) and that end with it.
+
+Rules: each is killed by the kernel in the moment in which the worker's process ends, however it ends
+(PR_SET_PDEATHSIG). That signal follows the *thread* that forked, so one thread forks them all and lives as long as the
+process. Each leads a process group of its own: a Ctrl-C in
+the terminal is the worker's to handle, and at the end of a run the group is killed, what the program started included.
+A program has no terminal to read from, unless it is given one.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from skalds_streams.worker import kernel
+
+END_S = 2.0
+"""What a killed program gets to be gone."""
+
+Command = str | bytes | os.PathLike[str] | Sequence[str | bytes | os.PathLike[str]]
+Process = subprocess.Popen[Any]
+
+
+class Children:
+    """Of one worker. Any thread."""
+
+    def __init__(self) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._forker: _Forker | None = None
+        self._processes: list[Process] = []
+
+    def spawn(self, command: Command, **options: Any) -> Process:
+        """Start a program; `options` are those of subprocess.Popen. Raises what Popen raises."""
+        if self._pid != os.getpid():  # user code has forked: the thread and the children are its parent's
+            self._begin()
+        with self._lock:
+            self._forker = self._forker or _Forker()
+        options.setdefault("stdin", subprocess.DEVNULL)
+        if not options.get("start_new_session"):
+            options.setdefault("process_group", 0)
+        options["preexec_fn"] = partial(_tie, os.getpid(), options.get("preexec_fn"))
+        return self._forker.submit(partial(self._start, command, options))
+
+    def end(self) -> None:
+        """Kill those that still run, with their process groups, and reap them."""
+        if self._pid != os.getpid():
+            return
+        with self._lock:
+            left = [process for process in self._processes if process.poll() is None]
+            self._processes.clear()
+        for process in left:
+            _kill(process)
+        for process in left:
+            with suppress(subprocess.TimeoutExpired):  # the kernel does not let go of it yet
+                process.wait(END_S)
+
+    def _start(self, command: Command, options: dict[str, Any]) -> Process:
+        process = subprocess.Popen(command, **options)  # noqa: S603  # the user's own command
+        with self._lock:
+            self._processes = [item for item in self._processes if item.poll() is None]
+            self._processes.append(process)
+        return process
+
+
+class _Forker:
+    """The thread that forks, for as long as the process lives."""
+
+    def __init__(self) -> None:
+        kernel.load_libc()  # not in the child, where a lock may be held by a thread that is not there
+        self._work: queue.SimpleQueue[tuple[Callable[[], Process], Future[Process]]] = queue.SimpleQueue()
+        threading.Thread(target=self._run, name="skald-spawn", daemon=True).start()
+
+    def submit(self, start: Callable[[], Process]) -> Process:
+        """What `start` returns or raises there."""
+        answer: Future[Process] = Future()
+        self._work.put((start, answer))
+        return answer.result()
+
+    def _run(self) -> None:
+        while True:
+            start, answer = self._work.get()
+            try:
+                answer.set_result(start())
+            except BaseException as error:  # noqa: BLE001  # it is raised where it was asked for
+                answer.set_exception(error)
+
+
+def _tie(parent: int, user_preexec: Callable[[], object] | None) -> None:
+    """In the child, before the program: die with the parent, or at once if it is dead already."""
+    kernel.set_parent_death_signal(signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+    if user_preexec is not None:
+        user_preexec()
+
+
+def _kill(process: Process) -> None:
+    """It is not reaped yet, so its number is its own."""
+    try:
+        is_leader = os.getpgid(process.pid) == process.pid
+    except ProcessLookupError:
+        return
+    if not (is_leader and kernel.kill_group(process.pid)):
+        process.kill()

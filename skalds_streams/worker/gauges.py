@@ -1,0 +1,108 @@
+"""Numbers that a worker sets about itself (`BaseTaskWorker.metric`): kept here, sent to the skald at most once a
+second.
+
+Rules: setting one never blocks and costs a dictionary entry. The last value of each always arrives, at the latest
+EVERY_S later. At most GAUGES_MAX names; those beyond are dropped with one warning, as a job must not fail for its
+figures. What does not live here: where they are shown.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import re
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, SupportsFloat
+
+from skalds_streams.worker.frames import Frame
+
+EVERY_S = 1.0
+GAUGES_MAX = 32
+NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.:-]{0,63}")
+
+log = logging.getLogger(__name__)
+
+
+class Gauges:
+    """Of one worker. Any thread."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, float | None] = {}
+        self._changed = threading.Event()
+        self._send: Callable[[Frame], None] | None = None
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+        self._is_full = False
+        self._pid = os.getpid()
+
+    def set(self, name: str, value: SupportsFloat) -> None:
+        """Raises ValueError for a name or TypeError for a value that can't be one."""
+        known = name in self._values
+        if not known and not NAME.fullmatch(name):
+            raise ValueError(f"{name!r} is no name of a metric: letters, digits and _ . : - , at most 64")
+        if isinstance(value, str) or not isinstance(value, SupportsFloat):
+            raise TypeError(f"metric {name} must be a number, not {type(value).__name__}")
+        if not known and len(self._values) >= GAUGES_MAX:
+            self._warn(name)
+            return
+        self._values[name] = _number(value)
+        self._changed.set()
+        if self._thread is None:
+            self._begin()
+
+    def attach(self, send: Callable[[Frame], None]) -> None:
+        """What was set is sent from now on."""
+        self._send, self._pid = send, os.getpid()
+        if self._values:
+            self._begin()
+
+    def flush(self) -> None:
+        """Send what is not sent yet."""
+        if self._send is not None and self._changed.is_set():
+            self._changed.clear()
+            self._send({"op": "metrics", "values": dict(self._values), "at_ms": time.time_ns() // 1_000_000})
+
+    def _begin(self) -> None:
+        """Let a thread send, unless nobody is there to send to, or this is a process that user code forked."""
+        if self._send is None or self._pid != os.getpid():
+            return
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._send_for_ever, name="skald-metrics", daemon=True)
+                self._thread.start()
+
+    def _send_for_ever(self) -> None:
+        pause = threading.Event()
+        while True:
+            self._changed.wait()
+            self.flush()
+            pause.wait(EVERY_S)
+
+    def _warn(self, name: str) -> None:
+        if not self._is_full:
+            self._is_full = True
+            log.warning("metric %s is not kept: a worker may have %d", name, GAUGES_MAX)
+
+
+def readings(frame: Frame) -> dict[str, Any] | None:
+    """What a metrics frame says: {"values": {name: number or None}, "at_ms"}. None for one that says nothing: it comes
+    from a process that runs user code.
+    """
+    values, at_ms = frame.get("values"), frame.get("at_ms")
+    if not (isinstance(values, dict) and isinstance(at_ms, int) and len(values) <= GAUGES_MAX):
+        return None
+    if not all(NAME.fullmatch(name) and isinstance(value, float | None) for name, value in values.items()):
+        return None
+    return {"values": dict(sorted(values.items())), "at_ms": at_ms}
+
+
+def _number(value: SupportsFloat) -> float | None:
+    """None for what is no finite number: JSON has no other word for it."""
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
