@@ -20,6 +20,8 @@ from typing import Any, SupportsFloat
 from skalds_streams.worker.frames import Frame
 
 EVERY_S = 1.0
+GATHER_S = 0.05
+"""What is set together travels together."""
 GAUGES_MAX = 32
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.:-]{0,63}")
 
@@ -78,6 +80,7 @@ class Gauges:
         pause = threading.Event()
         while True:
             self._changed.wait()
+            pause.wait(GATHER_S)
             self.flush()
             pause.wait(EVERY_S)
 

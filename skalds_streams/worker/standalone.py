@@ -69,7 +69,7 @@ def _exit_code(last: Frame) -> int:
 def _show(frame: Frame) -> None:
     """Of what a host would send, the worker's figures are for the person."""
     if frame["op"] == "metrics":
-        told = ", ".join(f"{name} {value}" for name, value in frame["values"].items())
+        told = ", ".join(f"{name} {'–' if value is None else f'{value:g}'}" for name, value in frame["values"].items())
         logging.getLogger("metrics").info("%s", told)
 
 
