@@ -28,8 +28,10 @@ from skalds_streams.worker.installed import Offer
 from skalds_streams.worker.secret_fields import secret_paths
 
 SCHEMA_MAX_BYTES = 64 * 1024
-"""All schemas travel in one frame."""
+DESCRIBED_MAX_BYTES = 512 * 1024
+"""Of all classes together; of the reasons why others are not loadable half of it. All travel in one frame."""
 TRACEBACK_MAX_CHARS = 4_000
+LEFT_OUT = f"left out: all descriptions together would have more than {DESCRIBED_MAX_BYTES} bytes"
 DOC_MAX_CHARS = 1_000
 
 WorkerType = type[BaseTaskWorker[Any]]
@@ -97,6 +99,7 @@ def load(modules: Sequence[str], installed: Sequence[Offer] = ()) -> Registry:
         _take(registry, found, str(offer), offer.point.load, f" (package {offer.package})")
     for types in found.values():
         _register(registry, types)
+    _fit_into_a_frame(registry)
     return registry
 
 
@@ -114,6 +117,21 @@ def _take(
         return
     for worker_type in _defined_in(got) if isinstance(got, ModuleType) else [got]:
         found.setdefault(worker_type.__name__, {}).setdefault(worker_type, origin)
+
+
+def _fit_into_a_frame(registry: Registry) -> None:
+    """Leave out the classes and tracebacks that are too much, the last ones first, so that the others can run."""
+    left = DESCRIBED_MAX_BYTES
+    for name, described in list(registry.classes.items()):
+        left -= len(json.dumps({name: described.describe()}))
+        if left < 0:
+            del registry.classes[name]
+            registry.not_loadable[_full_name(described.worker_type)] = LEFT_OUT
+    left = DESCRIBED_MAX_BYTES // 2
+    for name, reason in registry.not_loadable.items():
+        left -= len(json.dumps({name: reason}))
+        if left < 0:
+            registry.not_loadable[name] = LEFT_OUT
 
 
 def aliases_of(model: type[BaseModel]) -> dict[str, str]:

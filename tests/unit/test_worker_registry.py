@@ -11,6 +11,7 @@ import pytest
 from pydantic import AliasChoices, AliasPath, BaseModel, Field
 
 from skalds_streams.worker import registry
+from skalds_streams.worker.frames import encode
 from skalds_streams.worker.installed import offers
 
 WriteModule = Callable[[str, str], str]
@@ -201,6 +202,23 @@ class Lock(BaseTaskWorker[Params]):
 def test_a_class_says_which_parameters_are_secret(write_module: WriteModule) -> None:
     found = registry.load([write_module("lock", LOCKED)])
     assert found.classes["Lock"].describe()["secret"] == ["doors.*.pin"]
+
+
+def test_a_node_with_more_classes_than_fit_into_a_frame_starts_with_some(write_module: WriteModule) -> None:
+    large = 'class Large(BaseModel):\n    field: int = Field(0, description="x" * 60_000)\n'
+    worker = "class W{}(BaseTaskWorker[Large]):\n    def initialize(self, data): ...\n"
+    main = "    @run_main_handler\n    def run(self): ...\n"
+    write_module("many", HEAD + large + "".join(worker.format(number) + main for number in range(20)))
+    failing = f"raise ValueError('x' * {registry.TRACEBACK_MAX_CHARS})"
+    broken = [write_module(f"broken{at}", failing) for at in range(99)]
+
+    found = registry.load(["many", *broken])
+
+    assert list(found.classes) == [f"W{number}" for number in range(len(found.classes))]
+    assert 5 < len(found.classes) < 20
+    assert found.not_loadable["many.W19"] == registry.LEFT_OUT
+    assert len(found.not_loadable) == 20 - len(found.classes) + len(broken)
+    encode({"op": "ready", "classes": [item.describe() for item in found.classes.values()], "x": found.not_loadable})
 
 
 # What installed packages offer
