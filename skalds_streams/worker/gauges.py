@@ -37,6 +37,7 @@ class Gauges:
         self._send: Callable[[Frame], None] | None = None
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
+        self._sending = threading.Lock()
         self._is_full = False
         self._pid = os.getpid()
 
@@ -62,10 +63,11 @@ class Gauges:
             self._begin()
 
     def flush(self) -> None:
-        """Send what is not sent yet."""
-        if self._send is not None and self._changed.is_set():
-            self._changed.clear()
-            self._send({"op": "metrics", "values": dict(self._values), "at_ms": time.time_ns() // 1_000_000})
+        """Send what is not sent yet. When it returns all that was set before is sent, by whomever."""
+        with self._sending:
+            if self._send is not None and self._changed.is_set():
+                self._changed.clear()
+                self._send({"op": "metrics", "values": dict(self._values), "at_ms": time.time_ns() // 1_000_000})
 
     def _begin(self) -> None:
         """Let a thread send, unless nobody is there to send to, or this is a process that user code forked."""

@@ -110,3 +110,21 @@ def test_a_frame_is_read_only_when_it_is_one() -> None:
         {"values": {f"n{at}": 1.0 for at in range(GAUGES_MAX + 1)}},
     ):
         assert readings({**good, **bad}) is None
+
+
+def test_a_flush_waits_for_what_is_just_being_sent() -> None:
+    order: list[str] = []
+    under_way, may_go_on = threading.Event(), threading.Event()
+
+    def send(_: Frame) -> None:
+        under_way.set()
+        assert may_go_on.wait(WAIT_S)
+        order.append("sent")
+
+    numbers = Gauges()
+    numbers.attach(send)
+    numbers.set("fps", 1)
+    assert under_way.wait(WAIT_S)
+    threading.Timer(0.05, may_go_on.set).start()
+    numbers.flush()
+    assert order == ["sent"], "else the process could end before it is"
