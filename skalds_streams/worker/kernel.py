@@ -8,8 +8,10 @@ import ctypes
 import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
+_IOLBF = 1
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
 _PR_SET_CHILD_SUBREAPER = 36
@@ -28,6 +30,13 @@ def set_child_subreaper() -> None:
 def set_name(name: str) -> None:
     """The name in `ps -o comm` and `top`; the kernel keeps 15 bytes."""
     _prctl(_PR_SET_NAME, ctypes.c_char_p(name.encode()[:15]))
+
+
+def buffer_stdout_by_lines() -> None:
+    """Let what C code prints leave this process line by line, as what Python prints does. It would wait for 4 KiB."""
+    libc = ctypes.CDLL(None)
+    with suppress(AttributeError, ValueError):  # a C library that calls it otherwise
+        libc.setvbuf(ctypes.c_void_p.in_dll(libc, "stdout"), None, _IOLBF, ctypes.c_size_t(0))
 
 
 def _prctl(option: int, argument: int | ctypes.c_char_p) -> None:

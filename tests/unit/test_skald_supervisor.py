@@ -66,6 +66,9 @@ class FakeHost:
         self.end()
         return await self.ended
 
+    async def last_lines(self) -> list[str]:
+        return ["its last words"]
+
     async def wait_ended(self) -> ExitInfo:
         return await asyncio.shield(self.ended)
 
@@ -99,7 +102,6 @@ class World:
             self.lease,
             skald_id="a",
             incarnation="me",
-            log_dir=tmp_path,
         )
 
     def keeps(self, class_name: str) -> bool:
