@@ -242,6 +242,7 @@ class Runtime:
             describe_class=lambda name: catalogue().classes.get(name),
             not_loadable=lambda: catalogue().not_loadable,
             banners=self.banners,
+            log_files=lambda: self.skald.log_files if self.skald and self.settings.runs_workers else None,
         )
 
     def _metric_sources(self) -> MetricSources:

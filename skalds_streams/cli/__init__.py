@@ -34,6 +34,7 @@ COMMANDS: Mapping[str, str] = {
     "plan": "What would happen if a node were drained or lost.",
     "ps": "List the tasks: status, skald, parameters.",
     "describe": "Everything about one task, and how it came to be.",
+    "logs": "What a task printed, from wherever it runs.",
     "replay": "Rebuild every row from the recorded events and verify the live table.",
     "deadletter": "What no coordinator understood: list, show, send again.",
     "topics": "Check, create or mend the Kafka topics.",

@@ -11,6 +11,7 @@ from typing import Any
 
 from skalds_streams.core.row import Row
 from skalds_streams.settings import Settings
+from skalds_streams.skald.ring import LogFiles
 from skalds_streams.view.cluster import ClusterView
 
 
@@ -38,6 +39,8 @@ class WebContext:
     banners: Callable[[], Sequence[str]]
     """Sentences for people, e.g. "Redis does not answer"."""
     now_ms: Callable[[], int] = wall_ms
+    log_files: Callable[[], LogFiles | None] = lambda: None
+    """The logs of the tasks that ran here; None where no workers run. To be read in threads."""
 
     def secret_paths(self, row: Row) -> tuple[str, ...]:
         """Which of the row's parameters its class declares as secret."""

@@ -1,7 +1,11 @@
-// A task's page, live: when the task has changed, the page is asked for again and its article swapped.
+// A task's page, live: when the task has changed, the page is asked for again and its article swapped. Its log, when
+// this node has it, too.
 import { follow, keepTimesMoving, setServerTime, showBanners, showTimes } from "./common.js";
 
+const LOG_LINES = 200;
+const LOG_EVERY_MS = 2000;
 const shown = () => document.getElementById("task");
+const log = () => document.getElementById("log");
 let fetching = false;
 let again = false;
 
@@ -14,11 +18,14 @@ async function refresh() {
   try {
     const answer = await fetch(location.href, { headers: { Accept: "text/html" } });
     if (!answer.ok) return location.reload();
-    const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").getElementById("task");
+    const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+    const fresh = page.getElementById("task");
     if (!fresh) return;
-    const open = shown().querySelector("details")?.open;
-    if (open) fresh.querySelector("details")?.setAttribute("open", "");
+    for (const { id } of shown().querySelectorAll("details[open]")) {
+      fresh.querySelector(`#${id}`)?.setAttribute("open", "");
+    }
     shown().replaceWith(fresh);
+    showLog(page.getElementById("log"));
     document.title = `${fresh.dataset.id} · ${fresh.querySelector(".badge").textContent}`;
     showTimes();
   } catch {
@@ -32,11 +39,39 @@ async function refresh() {
   }
 }
 
+function showLog(fresh) {
+  const place = (node) => `${node.dataset.place} ${node.dataset.here}`;
+  if (fresh && place(fresh) !== place(log())) {
+    log().replaceWith(fresh);
+    showLines();
+  }
+}
+
+// Asked again and again, not followed: a browser has six connections to a node, and each open page has one already.
+async function showLines() {
+  if (!log().dataset.here || document.hidden) return;
+  try {
+    const path = `/api/tasks/${encodeURIComponent(shown().dataset.id)}/logs?lines=${LOG_LINES}`;
+    const answer = await fetch(path, { headers: { Accept: "text/plain" }, redirect: "error" });
+    if (!answer.ok) return;
+    const text = await answer.text();
+    const pane = log().querySelector("pre");
+    if (!pane || pane.textContent === text || !text) return;
+    const atEnd = pane.scrollTop + pane.clientHeight >= pane.scrollHeight - 40;
+    pane.textContent = text;
+    if (atEnd) pane.scrollTop = pane.scrollHeight;
+  } catch {
+    // The live stream says that the connection is lost; the next look is in LOG_EVERY_MS.
+  }
+}
+
 function take(task) {
   if (task && String(task.revision) !== shown().dataset.revision) refresh();
 }
 
 keepTimesMoving();
+showLines();
+setInterval(showLines, LOG_EVERY_MS);
 follow(`/api/events?detail=brief&task=${encodeURIComponent(shown().dataset.id)}`, {
   snapshot: (all) => {
     setServerTime(all.now_ms);
