@@ -1,4 +1,4 @@
-"""The log of a task, asked for at any node and by the command: what every part of a worker printed, live over a crash."""
+"""The log of a task, asked for at any node and by the command: what all of a worker printed, live over a crash."""
 
 from __future__ import annotations
 

@@ -166,6 +166,20 @@ async def test_a_row_of_ours_is_started_once_and_its_end_is_said(tmp_path: Path)
         await until(lambda: len(world.hosts) == 2)
 
 
+@pytest.mark.parametrize("error", [None, {"type": "E", "message": "m", "traceback": ["at line 3"]}])
+async def test_a_crash_is_said_with_what_it_printed_last(error: dict[str, Any] | None, tmp_path: Path) -> None:
+    async with supervised(tmp_path) as world:
+        world.show(row())
+        host = await world.one_host()
+        if error:
+            host.say({"op": "failed", "error": error, "retryable": True})
+        host.end("signal 9 (SIGKILL)")
+        await until(lambda: world.said)
+        assert world.said == [("Failed", "t", 1)]
+        assert world.details[0]["error"]["output"] == ["its last words"]
+        assert world.details[0]["error"]["traceback"] == (["at line 3"] if error else [])
+
+
 async def test_a_stop_that_comes_before_there_is_a_host_runs_nothing(tmp_path: Path) -> None:
     async with supervised(tmp_path) as world:
         world.may_start.clear()
