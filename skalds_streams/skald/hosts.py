@@ -30,7 +30,7 @@ import structlog
 
 from skalds_streams.errors import HostError
 from skalds_streams.skald.host import ExitInfo, Host, OnEvent, RunSpec
-from skalds_streams.skald.logs import RunOutput, TaskLogs
+from skalds_streams.skald.logs import TaskLogs
 from skalds_streams.worker.channel import Channel
 from skalds_streams.worker.frames import Frame
 
@@ -200,7 +200,8 @@ class HostPool:
             raise HostError(f"class {spec.class_name} is not loaded here")
         for _ in range(RUN_TRIES):
             host = await self._take()
-            output = self._open_output(spec)
+            secret = self.catalogue.classes[spec.class_name].get("secret", ())
+            output = self._logs.open(spec.task_id, spec.epoch, spec.attachments, secret) if self._logs else None
             until_ms = None if self.keeps(spec.class_name) else self._lease_until_ms
             try:
                 begun = host.begin(spec, on_event, until_ms, output)
@@ -213,20 +214,6 @@ class HostPool:
             if begun:
                 return host
         raise HostError(f"{RUN_TRIES} worker hosts died before they could run anything")
-
-    def _open_output(self, spec: RunSpec) -> RunOutput | None:
-        """None when there is no descriptor left: what it prints then goes where this process's goes."""
-        if self._logs is None:
-            return None
-        try:
-            output = self._logs.open(
-                spec.task_id, spec.epoch, self.catalogue.classes[spec.class_name].get("secret", ())
-            )
-        except OSError as error:
-            self._log.error("no pipe for a worker's output", task_id=spec.task_id, error=str(error))
-            return None
-        output.hide(spec.attachments)
-        return output
 
     async def stop(self) -> None:
         """Kill every host, end the zygote, write what was printed: in STOP_HOSTS_S + STOP_ZYGOTE_S + a moment."""

@@ -2,9 +2,9 @@
 
     logs = TaskLogs(LogFiles(directory, max_bytes=5_000_000, most=1_000), words=settings.secret_words)
     logs.start()
-    output = logs.open("cam-1", 3, paths=("login.pin",))
-    output.hide(attachments)      # before the worker has them
+    output = logs.open("cam-1", 3, attachments, paths=("login.pin",))
     ...                           # output.writer is the worker's stdout and stderr
+    output.hide(newer)            # before the worker has them
     output.finish("exit 0")
     last_lines = await output.last_lines()
 
@@ -159,9 +159,16 @@ class TaskLogs:
             self._poll.close()
             os.close(wakeup)
 
-    def open(self, task_id: str, epoch: int, paths: Collection[str] = ()) -> RunOutput:
-        """The output of a run that begins. paths: its secret parameters. Raises OSError when no pipe can be had."""
-        output = RunOutput(self, task_id, epoch, self.files.ring(task_id), self._words, paths)
+    def open(self, task_id: str, epoch: int, parameters: Any = None, paths: Collection[str] = ()) -> RunOutput | None:
+        """The output of a run that begins. paths: which of its parameters are secret. None when this process has no
+        descriptor left: a worker runs all the same.
+        """
+        try:
+            output = RunOutput(self, task_id, epoch, self.files.ring(task_id), self._words, paths)
+        except OSError as error:
+            log.error("logs.no_pipe", task=task_id, error=str(error))
+            return None
+        output.hide(parameters)
         self._ask(lambda: self._begin(output))
         return output
 
