@@ -158,7 +158,7 @@ class Actor:
         if self._version != started_with:
             await self._send(self._host)
         exit_info = await self._until_ended(self._host)
-        self._say_end(exit_info, await self._host.last_lines())
+        self._say_end(exit_info, await self._host.last_lines() if self._has_crashed else ())
 
     async def _start(self, spec: RunSpec) -> Host | None:
         """None when a stop was asked before there was a host: then nothing has run, and nothing will."""
@@ -197,6 +197,12 @@ class Actor:
             self._reporter.say("Refused", self.task_id, self.epoch, version=event["version"], error=event.get("error"))
         elif kind in ("finished", "failed", "stopped"):
             self._ended = event
+
+    @property
+    def _has_crashed(self) -> bool:
+        """Of a run that is over: whether that was a failure."""
+        op = self._ended.get("op") if self._ended is not None else None
+        return op == "failed" or (op != "finished" and self._stop_reason is None)
 
     def _say_end(self, exit_info: ExitInfo | None, last_lines: Sequence[str] = ()) -> None:
         """The last word on this epoch. last_lines: what it printed, for the report of a crash.

@@ -100,8 +100,8 @@ class Host:
         self._on_ended = on_ended
         self._on_event: OnEvent | None = None
         self._output: RunOutput | None = None
-        self._error: list[str] = []
-        """What the worker said of its failure."""
+        self._last_frame: Frame = {}
+        """How the worker said that it ended."""
         self._loop = asyncio.get_running_loop()
         self._status: asyncio.Future[int | None] = self._loop.create_future()
         self._ended: asyncio.Future[ExitInfo] = self._loop.create_future()
@@ -209,9 +209,8 @@ class Host:
         if frame.get("op") == "leased":
             self.leased_until_ms = frame["until_ms"]
             return
-        if frame.get("op") == "failed":
-            self._error = _told(frame.get("error"))
         if frame.get("op") in LAST_FRAMES and self._linger is None:
+            self._last_frame = frame
             self._linger = self._loop.call_later(LINGER_S, self._kill_lingering)
         if self._on_event is None:
             return
@@ -257,13 +256,16 @@ class Host:
         os.close(self._pidfd)
         self._channel.close()
         if self._output is not None:
-            self._output.finish(info.reason, self._error)
+            self._output.finish(*_told(self._last_frame, info))
         self._ended.set_result(info)
         self._on_ended(self)
 
 
-def _told(error: Any) -> list[str]:
-    """An error document as lines for the log."""
-    if not isinstance(error, dict):
-        return []
-    return [str(line) for line in error.get("traceback") or [f"{error.get('type')}: {error.get('message')}"]]
+def _told(last_frame: Frame, info: ExitInfo) -> tuple[str, list[str]]:
+    """For the log: how the run has ended, and the lines of its error."""
+    how = [str(last_frame["op"])] if last_frame else []
+    if info.status != 0 or not how:
+        how.append(info.reason)
+    error = last_frame.get("error")
+    lines = (error.get("traceback") or [f"{error.get('type')}: {error.get('message')}"]) if error else []
+    return ", ".join(how), [str(line) for line in lines]

@@ -6,6 +6,7 @@ import asyncio
 import ctypes
 import logging
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -153,18 +154,20 @@ class Talker(Base):
 class Teller(Base):
     """Tells its secret, the next one too, and fails over it."""
 
+    def initialize(self, data: Params) -> None:
+        super().initialize(data)
+        self.next: queue.Queue[Params] = queue.Queue()
+
     @run_main_handler
     def tell(self) -> None:
         print("told", self.params.password)
-        first = self.params
-        while self.params is first:
-            time.sleep(0.01)
-        print("told", self.params.password)
-        raise ValueError(f"no login with {self.params.password}")
+        password = self.next.get().password
+        print("told", password)
+        raise ValueError(f"no login with {password}")
 
     @update_event_handler
     def change(self, data: Params) -> None:
-        self.params = data
+        self.next.put(data)
 
 
 class Chatter(Base):

@@ -230,6 +230,7 @@ async def test_an_error_is_in_the_log_and_secrets_of_an_update_are_masked(tmp_pa
         last_lines = await host.last_lines()
     assert last_lines == ["told ***", "told ***"]
     assert printed(tmp_path)[-1] == "ValueError: no login with ***"
+    assert lines(tmp_path / "logs" / "t1.log")[-1].endswith("== the run has ended: failed")
     assert "canary" not in (tmp_path / "logs" / "t1.log").read_text()
 
 
