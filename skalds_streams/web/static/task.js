@@ -43,8 +43,13 @@ function showLog(fresh) {
   const place = (node) => `${node.dataset.place} ${node.dataset.here}`;
   if (fresh && place(fresh) !== place(log())) {
     log().replaceWith(fresh);
-    showLines();
+    showEnd();
   }
+}
+
+function showEnd() {
+  const pane = log().querySelector("pre");
+  if (pane) pane.scrollTop = pane.scrollHeight;
 }
 
 // Asked again and again, not followed: a browser has six connections to a node, and each open page has one already.
@@ -59,7 +64,7 @@ async function showLines() {
     if (!pane || pane.textContent === text || !text) return;
     const atEnd = pane.scrollTop + pane.clientHeight >= pane.scrollHeight - 40;
     pane.textContent = text;
-    if (atEnd) pane.scrollTop = pane.scrollHeight;
+    if (atEnd) showEnd();
   } catch {
     // The live stream says that the connection is lost; the next look is in LOG_EVERY_MS.
   }
@@ -70,7 +75,7 @@ function take(task) {
 }
 
 keepTimesMoving();
-showLines();
+showEnd();
 setInterval(showLines, LOG_EVERY_MS);
 follow(`/api/events?detail=brief&task=${encodeURIComponent(shown().dataset.id)}`, {
   snapshot: (all) => {
