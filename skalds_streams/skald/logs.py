@@ -139,7 +139,9 @@ class TaskLogs:
         self._stopping = False
 
     def start(self) -> None:
-        """Begin to write."""
+        """Begin to write. Nothing when it has begun already."""
+        if self._thread is not None:
+            return
         self._stopping = False
         self._poll = select.epoll()
         self._wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)

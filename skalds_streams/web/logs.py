@@ -10,9 +10,11 @@ and one that takes nothing for WRITE_S is dropped.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, ParamSpec, TypeVar
 from urllib.parse import quote, urlencode
 
 import orjson
@@ -33,6 +35,7 @@ LINES_ON_PAGE = 50
 EVENT_LINES = 500
 """More of them are several events."""
 FOLLOWERS_MOST = 50
+READERS = 2
 FOLLOW_S = 0.3
 """Between two looks into the file."""
 PLACE_S = 2.0
@@ -40,6 +43,9 @@ PLACE_S = 2.0
 QUIET_S = 15.0
 WRITE_S = 10.0
 RETRY_MS = 2_000
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
@@ -51,10 +57,19 @@ class Logs:
         self._context = context
         self._followers = 0
         self._closing = asyncio.Event()
+        self._threads = ThreadPoolExecutor(READERS, thread_name_prefix="log-reader")
 
     async def close(self, _: web.Application) -> None:
         """Let every follower's handler end."""
         self._closing.set()
+
+    async def clean_up(self, _: web.Application) -> None:
+        """When no handler runs any more."""
+        self._threads.shutdown(wait=False)
+
+    async def _read(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Threads of their own: readers of a slow disk must not keep others of this process from having one."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, partial(function, *args, **kwargs))
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """The last lines, the stream, or where to ask."""
@@ -71,13 +86,13 @@ class Logs:
         if not self._is_here(place):
             if "from" not in query:
                 return self._elsewhere(request, task_id, place)
-            if files is None or not await asyncio.to_thread(files.exists, task_id):
+            if files is None or not await self._read(files.exists, task_id):
                 return answer({"error": f"no log of {task_id} on {self._context.skald_id()}"}, status=404)
         if files is None:
             return answer({"error": f"{self._context.skald_id()} runs no workers"}, status=404)
         if query.get("follow") in ("1", "true"):
             return await self._follow(request, files, task_id, most)
-        lines = _texts((await asyncio.to_thread(files.tail, task_id, most)).lines)
+        lines = _texts((await self._read(files.tail, task_id, most)).lines)
         accept = request.headers.get(hdrs.ACCEPT, "")
         if "text/plain" in accept and "application/json" not in accept:
             return web.Response(
@@ -91,7 +106,7 @@ class Logs:
         if place is None:
             return {"here": False, "lines": [], "skald_id": "", "href": None, "problem": "It has not run yet."}
         if self._is_here(place) and files is not None:
-            read = await asyncio.to_thread(files.tail, row.task_id, LINES_ON_PAGE)
+            read = await self._read(files.tail, row.task_id, LINES_ON_PAGE)
             lines = _texts(read.lines)
             return {"here": True, "lines": lines, "skald_id": place.skald_id, "href": None, "problem": ""}
         problem = place.problem(self._own_host()) or ""
@@ -138,7 +153,7 @@ class Logs:
         try:
             await response.prepare(request)
             last = Position.parse(request.headers.get("Last-Event-ID", ""))
-            await _Follower(response, files, task_id, self._end).run(last, most, self._closing)
+            await _Follower(response, files, task_id, self._end, self._read).run(last, most, self._closing)
         except ConnectionResetError:
             log.debug("logs.follower_gone")
         except TimeoutError:
@@ -164,9 +179,14 @@ class _Follower:
     """One client."""
 
     def __init__(
-        self, response: web.StreamResponse, files: LogFiles, task_id: str, end: Callable[[str], bytes | None]
+        self,
+        response: web.StreamResponse,
+        files: LogFiles,
+        task_id: str,
+        end: Callable[[str], bytes | None],
+        read: Callable[..., Awaitable[Any]],
     ) -> None:
-        self._response, self._files, self._task_id, self._end = response, files, task_id, end
+        self._response, self._files, self._task_id, self._end, self._read = response, files, task_id, end, read
         self._written_at = 0.0
 
     async def run(self, last: Position | None, most: int, closing: asyncio.Event) -> None:
@@ -175,14 +195,14 @@ class _Follower:
         now = asyncio.get_running_loop().time
         read = Read([], last or Position())
         if last is not None:
-            read = await asyncio.to_thread(self._files.read_on, self._task_id, last)
+            read = await self._read(self._files.read_on, self._task_id, last)
             await self._tell(replace(read, lines=[]) if read.missed else read)
         if last is None or read.missed:
-            read = await asyncio.to_thread(self._files.tail, self._task_id, most)
+            read = await self._read(self._files.tail, self._task_id, most)
             await self._tell(read)
         looked_at = now()
         while not closing.is_set():
-            read = await asyncio.to_thread(self._files.read_on, self._task_id, read.position)
+            read = await self._read(self._files.read_on, self._task_id, read.position)
             await self._tell(read)
             if read.more:
                 continue

@@ -26,6 +26,7 @@ def setup(app: web.Application, context: WebContext) -> None:
     pages, api = Pages(context, logs), Api(context)
     stream = Stream(context, pages.banners)
     app.on_shutdown.extend([stream.close, logs.close])
+    app.on_cleanup.append(logs.clean_up)
     _mount_front(app, pages.status)
     router = app.router
     router.add_get("/tasks/{id:.+}", pages.task)
