@@ -13,8 +13,9 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 from click.testing import CliRunner
 
+from skalds_streams.cli import logs as cli_module
 from skalds_streams.cli import main
-from skalds_streams.cli.logs import EventReader, ServerEvent, Source
+from skalds_streams.cli.logs import EventReader, ServerEvent, Source, _follow
 from skalds_streams.cli.options import Options
 from skalds_streams.core.row import Holder, Status, Wanted
 from skalds_streams.errors import SkaldsError
@@ -286,6 +287,50 @@ async def test_the_command_goes_with_its_token_to_the_node_that_has_it(tmp_path:
             with pytest.raises(SkaldsError, match="s2, which is gone"):
                 async with Source(session, Options(), "t", str(near.make_url("/"))).ask({}):
                     pass
+
+
+async def test_the_command_follows_over_a_lost_connection_to_another_node_and_to_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(logs_module, "PLACE_S", 0.0)
+    monkeypatch.setattr(cli_module, "AGAIN_S", 0.01)
+    out = err = ""
+
+    async def until(text: str) -> None:
+        nonlocal out, err
+        async with asyncio.timeout(PATIENCE_S):
+            while text not in out + err:
+                await asyncio.sleep(0.02)
+                said = capsys.readouterr()
+                out, err = out + said.out, err + said.err
+
+    near, far = world_of(tmp_path / "near"), world_of(tmp_path / "far")
+    say(near, "zero", "one \x1b[31m")
+    async with TestServer(far.app()) as there, aiohttp.ClientSession() as session:
+        here = TestServer(near.app())
+        await here.start_server()
+        port = here.port
+        assert port is not None
+        source = Source(session, Options(), "t", f"http://127.0.0.1:{port}/")
+        following = asyncio.create_task(_follow(source, 1))
+        await until("one")
+        await here.close()
+        await until("can't be reached")
+        say(near, "two, while nobody was there")
+        async with TestServer(near.app(), port=port):
+            await until("two")
+            near.beat("s2", "i2", state="up", host="here", web=str(there.make_url("/")))
+            near.put(running("t", holder=Holder("s2", "i2", 2), epoch=2, revision=5))
+            say(far, "three")
+            await until("three")
+            far.drop("t")
+            async with asyncio.timeout(PATIENCE_S):
+                await following
+            await until("the task is gone")
+    shown = [line.removeprefix(PREFIX) for line in out.splitlines()]
+    assert shown == ["one \\x1b[31m", "two, while nobody was there", "three"]
+    assert "the task is on s2 now" in err
+    assert 1 <= err.count("trying again") <= 3, "not at every try"
 
 
 @pytest.mark.parametrize(
