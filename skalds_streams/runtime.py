@@ -243,6 +243,7 @@ class Runtime:
             not_loadable=lambda: catalogue().not_loadable,
             banners=self.banners,
             task_metrics=lambda task_id: self.skald.supervisor.metrics(task_id) if self.skald is not None else None,
+            log_files=lambda: self.skald.log_files if self.skald and self.settings.runs_workers else None,
         )
 
     def _metric_sources(self) -> MetricSources:

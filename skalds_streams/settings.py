@@ -68,6 +68,10 @@ class Settings(BaseSettings):
     starts_at_once: int = Field(8, ge=1, le=1_000)
     """How many workers of this node may be starting at a time; those of higher priority first."""
     data_dir: Path = Path(".skalds")
+    log_max_bytes: int = Field(5_000_000, ge=100_000, le=1_000_000_000)
+    """What the log of one task may take on the disk of a node: the newest is kept."""
+    log_files_most: int = Field(1_000, ge=1, le=100_000)
+    """Tasks whose logs a node keeps. Above, those go that were written to longest ago and do not run."""
     lease_ms: int = Field(LEASE_MS, ge=1_000, le=600_000)
     """How long workers run on when heartbeats are not acknowledged any more. The same on every node: the time between
     heartbeats, and when others count a silent node dead, follow from it."""
@@ -143,6 +147,13 @@ class Settings(BaseSettings):
     @cached_property
     def secret_words(self) -> frozenset[str]:
         return frozenset(word.strip().lower() for word in self.secret_names.split(",") if word.strip())
+
+    @cached_property
+    def secret_values(self) -> frozenset[str]:
+        """Passwords, tokens and keys of this process itself."""
+        fields = (getattr(self, name) for name in type(self).model_fields)
+        values = (field.get_secret_value() for field in fields if isinstance(field, SecretStr))
+        return frozenset(filter(None, values))
 
     @property
     def coordinates(self) -> bool:

@@ -188,9 +188,12 @@ def _print_error(console: Console, error: Mapping[str, Any] | None) -> None:
         return
     console.print(text("last error", "bold"))
     console.print(text(f"  {one_line(error_text(error))}", BAD))
-    for line in error.get("traceback") or ():
-        for part in str(line).rstrip().splitlines():
-            console.print(text(f"    {part}", QUIET))
+    for name, title in (("traceback", ""), ("output", "  what it printed last")):
+        lines = [part for line in error.get(name) or () for part in str(line).rstrip().splitlines()]
+        if lines and title:
+            console.print(text(title, "bold"))
+        for line in lines:
+            console.print(text(f"    {line}", QUIET))
 
 
 def _print_history(console: Console, history: Sequence[Entry], clean: Any) -> None:

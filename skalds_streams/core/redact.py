@@ -42,7 +42,7 @@ def cleaner(parameters: Any, words: Collection[str], paths: Collection[str] = ()
 
     A user's exception likes to quote what it was given, so the secret values themselves are looked for.
     """
-    values = sorted(set(_secret_values(parameters, redact(parameters, words, paths))), key=len, reverse=True)
+    values = sorted(secret_values(parameters, words, paths), key=len, reverse=True)
 
     def clean(value: Any) -> Any:
         if isinstance(value, str):
@@ -57,6 +57,11 @@ def cleaner(parameters: Any, words: Collection[str], paths: Collection[str] = ()
         return value
 
     return clean
+
+
+def secret_values(parameters: Any, words: Collection[str], paths: Collection[str] = ()) -> frozenset[str]:
+    """The texts that masking these parameters hides, each at least SECRET_MIN_CHARS long."""
+    return frozenset(_secret_values(parameters, redact(parameters, words, paths)))
 
 
 def _redact(value: Any, words: Collection[str]) -> Any:

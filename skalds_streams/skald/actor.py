@@ -6,8 +6,7 @@ start its host, pass on updates, stop it, and say what became of it, once, after
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import structlog
@@ -37,7 +36,6 @@ class Actor:
         pool: HostPool,
         reporter: Reporter,
         *,
-        log_dir: Path,
         budgets: Callable[[str], tuple[float, float]],
         on_begun: Callable[[], object] = lambda: None,
     ) -> None:
@@ -47,7 +45,6 @@ class Actor:
         self._on_begun = on_begun
         self.task_id, self.epoch = row.task_id, row.epoch
         self._row, self._pool, self._reporter, self._budgets = row, pool, reporter, budgets
-        self._log_path = log_dir / f"{_file_name(row.task_id)}.log"
         self._host: Host | None = None
         self._version = row.attachments_version
         self._accepted = -1
@@ -146,7 +143,6 @@ class Actor:
             epoch=self.epoch,
             attachments=_plain(self._row.attachments),
             version=self._row.attachments_version,
-            log_path=str(self._log_path),
         )
         started_with = spec.version
         try:
@@ -164,7 +160,8 @@ class Actor:
             return
         if self._version != started_with:
             await self._send(self._host)
-        self._say_end(await self._until_ended(self._host))
+        exit_info = await self._until_ended(self._host)
+        self._say_end(exit_info, await self._host.last_lines() if self._has_crashed else ())
 
     async def _start(self, spec: RunSpec) -> Host | None:
         """None when a stop was asked before there was a host: then nothing has run, and nothing will."""
@@ -206,8 +203,14 @@ class Actor:
         elif kind in ("finished", "failed", "stopped"):
             self._ended = event
 
-    def _say_end(self, exit_info: ExitInfo | None) -> None:
-        """The last word on this epoch.
+    @property
+    def _has_crashed(self) -> bool:
+        """Of a run that is over: whether that was a failure."""
+        op = self._ended.get("op") if self._ended is not None else None
+        return op == "failed" or (op != "finished" and self._stop_reason is None)
+
+    def _say_end(self, exit_info: ExitInfo | None, last_lines: Sequence[str] = ()) -> None:
+        """The last word on this epoch. last_lines: what it printed, for the report of a crash.
 
         What the host said last counts; a host that said nothing has crashed or was stopped.
         """
@@ -216,6 +219,7 @@ class Actor:
             self._reporter.say("Finished", self.task_id, self.epoch)
         elif event.get("op") == "failed":
             error, retryable = event.get("error"), bool(event.get("retryable", True))
+            error = {**error, "output": list(last_lines)} if isinstance(error, dict) else error
             self._reporter.say("Failed", self.task_id, self.epoch, error=error, retryable=retryable)
         elif self._stop_reason in SILENT:
             log.debug("actor.left", task=self.task_id, epoch=self.epoch)
@@ -224,17 +228,13 @@ class Actor:
             self._reporter.say("Stopped", self.task_id, self.epoch, reason=self._stop_reason, steps=steps)
         else:
             what = exit_info.reason if exit_info is not None else "never started"
-            error = _error("ProcessExit", f"the worker's process ended without a word: {what}")
+            error = _error("ProcessExit", f"the worker's process ended without a word: {what}", last_lines)
             self._reporter.say("Failed", self.task_id, self.epoch, error=error, retryable=True)
 
 
-def _error(kind: str, message: str) -> dict[str, Any]:
-    return {"type": kind, "message": message, "traceback": []}
+def _error(kind: str, message: str, last_lines: Sequence[str] = ()) -> dict[str, Any]:
+    return {"type": kind, "message": message, "traceback": [], "output": list(last_lines)}
 
 
 def _plain(attachments: Any) -> dict[str, Any] | None:
     return None if attachments is None else dict(attachments)
-
-
-def _file_name(task_id: str) -> str:
-    return "".join(char if char.isalnum() or char in "-_." else f"%{ord(char):x}" for char in task_id)[:180]

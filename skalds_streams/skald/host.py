@@ -21,6 +21,7 @@ from typing import Any
 
 from skalds_streams.errors import HostError
 from skalds_streams.skald.lease import boottime_ms
+from skalds_streams.skald.logs import RunOutput
 from skalds_streams.worker.channel import Channel
 from skalds_streams.worker.frames import Frame
 from skalds_streams.worker.kernel import group_is_empty, kill_group
@@ -38,14 +39,13 @@ OnEvent = Callable[[Frame], None]
 
 @dataclass(frozen=True, slots=True)
 class RunSpec:
-    """What a host is to run. `log_path` takes the worker's output; "" leaves it where the skald's goes."""
+    """What a host is to run."""
 
     task_id: str
     class_name: str
     epoch: int
     attachments: dict[str, Any] | None
     version: int
-    log_path: str
 
     def frame(self) -> Frame:
         """The run frame."""
@@ -56,7 +56,6 @@ class RunSpec:
             "epoch": self.epoch,
             "attachments": self.attachments,
             "version": self.version,
-            "log_path": self.log_path,
         }
 
 
@@ -100,6 +99,9 @@ class Host:
         self._log = log.bind(host_pid=pid)
         self._on_ended = on_ended
         self._on_event: OnEvent | None = None
+        self._output: RunOutput | None = None
+        self._last_frame: Frame = {}
+        """How the worker said that it ended."""
         self._loop = asyncio.get_running_loop()
         self._status: asyncio.Future[int | None] = self._loop.create_future()
         self._ended: asyncio.Future[ExitInfo] = self._loop.create_future()
@@ -113,16 +115,27 @@ class Host:
         """The process and its whole group are gone."""
         return self._ended.done()
 
-    def begin(self, spec: RunSpec, on_event: OnEvent, lease_until_ms: int | None = None) -> bool:
-        """Send the run. The kernel ends it at `lease_until_ms` of CLOCK_BOOTTIME, or never.
+    def begin(
+        self,
+        spec: RunSpec,
+        on_event: OnEvent,
+        lease_until_ms: int | None = None,
+        output: RunOutput | None = None,
+    ) -> bool:
+        """Send the run. The kernel ends it at `lease_until_ms` of CLOCK_BOOTTIME, or never. output: takes what it
+        prints, and is finished with it; None: that goes where the skald's goes.
 
         False when this spare has died, having run nothing. Raises HostError for a frame too large.
         """
         self._on_event = on_event
         doomed = self._task is not None or self._status.done()
         self.is_leased, self.leased_until_ms = lease_until_ms is not None, lease_until_ms or 0
-        self.started = not doomed and self._channel.send({**spec.frame(), "lease_until_ms": lease_until_ms})
+        fds = [output.writer] if output is not None else []
+        self.started = not doomed and self._channel.send({**spec.frame(), "lease_until_ms": lease_until_ms}, fds)
         if self.started:
+            self._output = output
+            if output is not None:
+                output.handed_over()
             self._log = self._log.bind(task_id=spec.task_id, epoch=spec.epoch)
         return self.started
 
@@ -135,6 +148,8 @@ class Host:
     def take_epoch(self, epoch: int) -> None:
         """The run goes on under another epoch."""
         self._log = self._log.bind(epoch=epoch)
+        if self._output is not None:
+            self._output.take_epoch(epoch)
         with suppress(HostError):
             self._channel.send({"op": "epoch", "epoch": epoch})
 
@@ -143,7 +158,13 @@ class Host:
 
         Raises HostError when they are too large, or when the host takes nothing any more.
         """
+        if self._output is not None:
+            self._output.hide(attachments)
         self._channel.send({"op": "update", "version": version, "attachments": attachments})
+
+    async def last_lines(self) -> list[str]:
+        """What a run that has ended printed last."""
+        return await self._output.last_lines() if self._output is not None else []
 
     async def stop(self, reason: str, *, release_s: float, terminate_s: float) -> ExitInfo:
         """Ask it to stop; SIGTERM to its group after release_s, SIGKILL after terminate_s more. Returns at its end."""
@@ -189,6 +210,7 @@ class Host:
             self.leased_until_ms = frame["until_ms"]
             return
         if frame.get("op") in LAST_FRAMES and self._linger is None:
+            self._last_frame = frame
             self._linger = self._loop.call_later(LINGER_S, self._kill_lingering)
         if self._on_event is None:
             return
@@ -233,5 +255,17 @@ class Host:
         self._loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
         self._channel.close()
+        if self._output is not None:
+            self._output.finish(*_told(self._last_frame, info))
         self._ended.set_result(info)
         self._on_ended(self)
+
+
+def _told(last_frame: Frame, info: ExitInfo) -> tuple[str, list[str]]:
+    """For the log: how the run has ended, and the lines of its error."""
+    how = [str(last_frame["op"])] if last_frame else []
+    if info.status != 0 or not how:
+        how.append(info.reason)
+    error = last_frame.get("error")
+    lines = (error.get("traceback") or [f"{error.get('type')}: {error.get('message')}"]) if error else []
+    return ", ".join(how), [str(line) for line in lines]

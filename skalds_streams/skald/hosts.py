@@ -30,6 +30,7 @@ import structlog
 
 from skalds_streams.errors import HostError
 from skalds_streams.skald.host import ExitInfo, Host, OnEvent, RunSpec
+from skalds_streams.skald.logs import TaskLogs
 from skalds_streams.worker.channel import Channel
 from skalds_streams.worker.frames import Frame
 
@@ -131,7 +132,10 @@ class HostPool:
         spares: int = 2,
         python: str = sys.executable,
         log: Any = None,
+        logs: TaskLogs | None = None,
     ) -> None:
+        """logs: take what the workers print; None: that goes where this process's goes."""
+        self._logs = logs
         self._command = [python, "-m", "skalds_streams.worker.zygote", "--modules", ",".join(modules)]
         self._lock_fds = [] if lock_fd is None else [lock_fd]
         self._spares = spares
@@ -172,6 +176,8 @@ class HostPool:
         if self._zygote is not None or self._relaunch is not None:
             raise HostError("the pool has been started already")
         self._stopping = False
+        if self._logs is not None:
+            self._logs.start()
         await self._launch()
         return self.catalogue
 
@@ -194,17 +200,23 @@ class HostPool:
             raise HostError(f"class {spec.class_name} is not loaded here")
         for _ in range(RUN_TRIES):
             host = await self._take()
+            secret = self.catalogue.classes[spec.class_name].get("secret", ())
+            output = self._logs.open(spec.task_id, spec.epoch, spec.attachments, secret) if self._logs else None
+            until_ms = None if self.keeps(spec.class_name) else self._lease_until_ms
             try:
-                begun = host.begin(spec, on_event, None if self.keeps(spec.class_name) else self._lease_until_ms)
+                begun = host.begin(spec, on_event, until_ms, output)
             except HostError:
                 self._idle.append(host)
                 raise
+            finally:
+                if output is not None and not host.started:
+                    output.finish("it has never begun")
             if begun:
                 return host
         raise HostError(f"{RUN_TRIES} worker hosts died before they could run anything")
 
     async def stop(self) -> None:
-        """Kill every host, end the zygote. Takes at most STOP_HOSTS_S + STOP_ZYGOTE_S + a moment."""
+        """Kill every host, end the zygote, write what was printed: in STOP_HOSTS_S + STOP_ZYGOTE_S + a moment."""
         self._stopping = True
         if self._relaunch is not None:
             self._relaunch.cancel()
@@ -218,6 +230,8 @@ class HostPool:
         await self._end_hosts()
         if self._zygote is not None:
             await self._end_zygote(self._zygote)
+        if self._logs is not None:
+            await self._logs.stop()
 
     async def _end_hosts(self) -> None:
         hosts = list(self._hosts.values())

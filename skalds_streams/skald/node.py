@@ -26,8 +26,10 @@ from skalds_streams.skald.heartbeat import Heartbeat
 from skalds_streams.skald.hosts import Catalogue, HostPool
 from skalds_streams.skald.identity import Identity, forget_predecessors, renewed
 from skalds_streams.skald.lease import Lease
+from skalds_streams.skald.logs import TaskLogs
 from skalds_streams.skald.machine import host_name
 from skalds_streams.skald.reporter import Reporter
+from skalds_streams.skald.ring import LogFiles, file_name
 from skalds_streams.skald.supervisor import Supervisor
 from skalds_streams.topics import Topics
 from skalds_streams.version import __version__
@@ -61,10 +63,11 @@ class SkaldNode:
         ends the process in order.
         """
         self.identity, self._settings, self._view, self._spawn = identity, settings, view, spawn
-        self.pool = HostPool(modules=settings.worker_modules, lock_fd=identity.lock_fd)
+        self._log_dir = (settings.data_dir / "logs" / file_name(identity.skald_id)).absolute()
+        self.log_files = LogFiles(self._log_dir, max_bytes=settings.log_max_bytes, most=settings.log_files_most)
+        self.pool = HostPool(modules=settings.worker_modules, lock_fd=identity.lock_fd, logs=self._task_logs())
         self.lease = Lease(settings.lease_ms, settings.beat_ms, self.pool.renew)
         self._reporter = Reporter(sender, skald_id=identity.skald_id, incarnation=identity.incarnation, now_ms=now_ms)
-        self._log_dir = (settings.data_dir / "logs" / identity.skald_id).absolute()
         self.supervisor = Supervisor(
             view,
             self.pool,
@@ -72,7 +75,6 @@ class SkaldNode:
             self.lease,
             skald_id=identity.skald_id,
             incarnation=identity.incarnation,
-            log_dir=self._log_dir,
             starts_at_once=settings.starts_at_once,
         )
         self._heartbeat = Heartbeat(
@@ -90,6 +92,17 @@ class SkaldNode:
         self._takes_part = False
         self._beating: asyncio.Task[None] | None = None
         self._settling: asyncio.Task[None] | None = None
+
+    def _task_logs(self) -> TaskLogs:
+        """A log is kept as long as the row of its task."""
+        view = self._view
+        return TaskLogs(
+            self.log_files,
+            words=self._settings.secret_words,
+            own_secrets=self._settings.secret_values,
+            is_wanted=lambda task_id: not view.is_caught_up or task_id in view.rows,
+            wanted_ids=lambda: list(view.rows),
+        )
 
     async def start(self) -> None:
         """Load the workers and begin to beat. Raises AdmissionError when this process may not take part, HostError when

@@ -10,7 +10,6 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from heapq import heappop, heappush
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -40,13 +39,12 @@ class Supervisor:
         *,
         skald_id: str,
         incarnation: str,
-        log_dir: Path,
         starts_at_once: int = STARTS_AT_ONCE,
     ) -> None:
         self._starts_at_once = starts_at_once
         self._lease = lease
         self._view, self._pool, self._reporter = view, pool, reporter
-        self._skald_id, self._incarnation, self._log_dir = skald_id, incarnation, log_dir
+        self._skald_id, self._incarnation = skald_id, incarnation
         self._actors: dict[str, Actor] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._done: dict[str, int] = {}
@@ -146,7 +144,6 @@ class Supervisor:
             row,
             self._pool,
             self._reporter,
-            log_dir=self._log_dir,
             budgets=self._budgets,
             on_begun=lambda: self._begun(row.task_id),
         )

@@ -33,8 +33,8 @@ class Api:
         """A page of tasks, by id."""
         query = request.query
         try:
-            limit = _number(query.get("limit"), "limit", LIMIT_DEFAULT, most=LIMIT_MOST)
-            offset = _number(query.get("offset"), "offset", 0)
+            limit = whole_number(query.get("limit"), "limit", LIMIT_DEFAULT, most=LIMIT_MOST)
+            offset = whole_number(query.get("offset"), "offset", 0)
             found = select(
                 self._context.view.rows.values(),
                 status=_status(query.get("status")),
@@ -44,7 +44,7 @@ class Api:
             )
         except ValueError as error:
             return answer({"error": str(error)}, status=400)
-        items = [self._doc(row) for row in found[offset : offset + limit]]
+        items = [_without_output(self._doc(row)) for row in found[offset : offset + limit]]
         return answer({"items": items, "total": len(found)})
 
     async def task(self, request: web.Request) -> web.Response:
@@ -127,6 +127,13 @@ def answer(document: Any, status: int = 200) -> web.Response:
     )
 
 
+def _without_output(doc: dict[str, Any]) -> dict[str, Any]:
+    """For lists: what a crashed run printed last may be 8 KB a task."""
+    if isinstance(doc["error"], dict):
+        doc["error"] = {name: value for name, value in doc["error"].items() if name != "output"}
+    return doc
+
+
 def task_counts(rows: Iterable[Row]) -> dict[str, int]:
     """Number of tasks by status, every status named."""
     counts = {status.value: 0 for status in Status}
@@ -145,8 +152,8 @@ def _status(given: str | None) -> Status | None:
     raise ValueError(f"no status {given!r}: it is one of {', '.join(item.value for item in Status)}")
 
 
-def _number(given: str | None, name: str, default: int, most: int | None = None) -> int:
-    """Raises ValueError saying what it must be."""
+def whole_number(given: str | None, name: str, default: int, most: int | None = None) -> int:
+    """A number in a query. Raises ValueError saying what it must be."""
     if given is None or given == "":
         return default
     if not (given.isascii() and given.isdigit() and len(given) < 10) or (most is not None and int(given) > most):

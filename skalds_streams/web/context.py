@@ -11,6 +11,7 @@ from typing import Any
 
 from skalds_streams.core.row import Row
 from skalds_streams.settings import Settings
+from skalds_streams.skald.ring import LogFiles
 from skalds_streams.view.cluster import ClusterView
 
 
@@ -40,6 +41,8 @@ class WebContext:
     task_metrics: Callable[[str], Mapping[str, Any] | None] = lambda _task_id: None
     """{"values": {name: number or None}, "at_ms"} that a worker on this node said of itself."""
     now_ms: Callable[[], int] = wall_ms
+    log_files: Callable[[], LogFiles | None] = lambda: None
+    """The logs of the tasks that ran here; None where no workers run. To be read in threads."""
 
     def secret_paths(self, row: Row) -> tuple[str, ...]:
         """Which of the row's parameters its class declares as secret."""

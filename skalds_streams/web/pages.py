@@ -21,6 +21,7 @@ from skalds_streams.version import __version__
 from skalds_streams.web.api import select, task_counts
 from skalds_streams.web.context import WebContext
 from skalds_streams.web.documents import brief_doc, member_docs, since_ms, task_doc, task_href, web_link
+from skalds_streams.web.logs import Logs
 from skalds_streams.web.words import WANTED, cause_words, crashes, not_ready, relative, situation, waiting_reasons
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -32,8 +33,8 @@ FIRST_ROWS = 200
 class Pages:
     """Handlers of `/` and `/tasks/{id}`."""
 
-    def __init__(self, context: WebContext) -> None:
-        self._context = context
+    def __init__(self, context: WebContext, logs: Logs) -> None:
+        self._context, self._logs = context, logs
         self._words = context.settings.secret_words
         self._templates = jinja2.Environment(
             loader=jinja2.FileSystemLoader(TEMPLATES),
@@ -75,7 +76,7 @@ class Pages:
         if row is None:
             return self._render("no_task.html", status=404, task_id=task_id)
         doc = task_doc(row, self._words, self._context.now_ms(), self._context.secret_paths(row))
-        return self._render("task.html", **self._told(row, doc))
+        return self._render("task.html", **self._told(row, doc), log=await self._logs.shown(row))
 
     def _told(self, row: Row, doc: dict[str, Any]) -> dict[str, Any]:
         paths = self._context.secret_paths(row)
@@ -94,7 +95,8 @@ class Pages:
             "waiting": waiting_reasons(row, clean),
             "crashes": crashes(row.attempt) if row.attempt else "none",
             "error": error_text(doc["error"]),
-            "trace": _trace(doc["error"]),
+            "trace": _lines_of(doc["error"], "traceback"),
+            "output": _lines_of(doc["error"], "output"),
             "refused": error_text(doc["refused"]["error"]) if _has_error(doc["refused"]) else "",
             "parameters": _pretty(doc["attachments_masked"]),
             "document": _pretty(doc),
@@ -134,8 +136,8 @@ class Pages:
         )
 
 
-def _trace(error: Mapping[str, Any] | None) -> str:
-    lines = (error or {}).get("traceback") or []
+def _lines_of(error: Mapping[str, Any] | None, name: str) -> str:
+    lines = (error or {}).get(name) or []
     return "\n".join(str(line).rstrip("\n") for line in lines) if isinstance(lines, list) else str(lines)
 
 

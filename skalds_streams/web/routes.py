@@ -8,6 +8,7 @@ from aiohttp.typedefs import Handler
 from skalds_streams.web.api import Api
 from skalds_streams.web.context import WebContext
 from skalds_streams.web.guard import guard, has_guard
+from skalds_streams.web.logs import Logs
 from skalds_streams.web.pages import STATIC, Pages
 from skalds_streams.web.stream import Stream
 
@@ -21,13 +22,16 @@ def setup(app: web.Application, context: WebContext) -> None:
         raise RuntimeError("the web application is started already: routes and guard can't be added any more")
     if not has_guard(app):
         app.middlewares.append(guard(context.settings))
-    pages, api = Pages(context), Api(context)
+    logs = Logs(context)
+    pages, api = Pages(context, logs), Api(context)
     stream = Stream(context, pages.banners)
-    app.on_shutdown.append(stream.close)
+    app.on_shutdown.extend([stream.close, logs.close])
+    app.on_cleanup.append(logs.clean_up)
     _mount_front(app, pages.status)
     router = app.router
     router.add_get("/tasks/{id:.+}", pages.task)
     router.add_get("/api/tasks", api.tasks)
+    router.add_get("/api/tasks/{id:.+}/logs", logs.handle, allow_head=False)
     router.add_get("/api/tasks/{id:.+}", api.task)
     router.add_get("/api/skalds", api.skalds)
     router.add_get("/api/classes", api.classes)

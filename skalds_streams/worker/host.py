@@ -23,9 +23,7 @@ import signal
 import socket
 import sys
 import threading
-import time
 from io import TextIOWrapper
-from pathlib import Path
 from typing import NoReturn
 
 from skalds_streams.worker import kernel, outcome
@@ -33,12 +31,6 @@ from skalds_streams.worker.frames import Frame, recv_frame, send_frame
 from skalds_streams.worker.registry import Registry
 from skalds_streams.worker.run import Run
 from skalds_streams.worker.stopper import Stopper
-
-LOG_ROTATE_BYTES = 1 << 20
-"""A log file above this at the start of a run becomes `<name>.1`."""
-LOG_MOST_BYTES = 16 << 20
-"""A log file above this in the middle of a run begins anew; its end is kept in `<name>.1`."""
-LOG_LOOK_S = 1.0
 
 FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT}
 """Never blocked: faulthandler writes them down."""
@@ -54,8 +46,7 @@ class Host:
         self._stopper = Stopper()
         self._run: Run | None = None
         self._timer: kernel.KillTimer | None = None
-        self._log_path = ""
-        self._log_look_at = 0.0
+        self._output_fd = -1
         self._forking = threading.local()
 
     def serve(self, registry: Registry) -> None:
@@ -67,15 +58,15 @@ class Host:
         self._stopper.install()
         self._wakeup = self._stopper.open_wakeup()
         os.register_at_fork(before=self._note_fork, after_in_child=self._detach)
-        self._log_path = frame["log_path"]
-        redirect_output(self._log_path)
+        if self._output_fd >= 0:
+            redirect_output(self._output_fd)
         kernel.set_name(f"skald:{frame['class']}")
         worker_class = registry.classes.get(frame["class"])
         if worker_class is None:
             error = outcome.simple("UnknownClass", f"class {frame['class']} is not loaded on this node")
             self.send({"op": "failed", "error": error, "retryable": True}, last=True)
             return
-        configure_logging(task_id=frame["task_id"], epoch=frame["epoch"])
+        configure_logging()
         self._run = Run(worker_class, frame, send=self.send, stopper=self._stopper)
         threading.Thread(target=self._read, name="skald-io", daemon=True).start()
         self.send(self._run.execute(), last=True)
@@ -103,7 +94,9 @@ class Host:
         received = recv_frame(self._sock)
         if received is None:
             die()
-        frame, _ = received
+        frame, fds = received
+        if fds:
+            self._output_fd = fds[0]
         return frame if frame["op"] == "run" else None
 
     def _read(self) -> None:
@@ -126,17 +119,14 @@ class Host:
             die()
 
     def _next_frame(self) -> tuple[Frame, list[int]] | None:
-        """Wait for it; meanwhile see to it that signals are handled and the log stays small."""
+        """Wait for it; meanwhile see to it that signals are handled."""
         poll = select.poll()
         poll.register(self._sock, select.POLLIN)
         poll.register(self._wakeup, select.POLLIN)
         ready: set[int] = set()
         while self._sock.fileno() not in ready:
             pause_s = self._stopper.nudge()
-            ready = {fd for fd, _ in poll.poll(1000 * (LOG_LOOK_S if pause_s is None else pause_s))}
-            if time.monotonic() >= self._log_look_at:
-                self._log_look_at = time.monotonic() + LOG_LOOK_S
-                cap_log(self._log_path)
+            ready = {fd for fd, _ in poll.poll(None if pause_s is None else 1000 * pause_s)}
         return recv_frame(self._sock)
 
     def _note_fork(self) -> None:
@@ -177,54 +167,24 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def redirect_output(log_path: str) -> None:
-    """Let stdout and stderr, of this process and of those it starts, go to the task's log file. "" leaves them."""
-    if not log_path:
-        return
-    path = Path(log_path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists() and path.stat().st_size > LOG_ROTATE_BYTES:
-            path.replace(path.with_name(path.name + ".1"))
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
-    except OSError as error:  # a full disk must not stop a camera
-        sys.stderr.write(f"no log file {log_path}: {error}\n")
-        return
+def redirect_output(fd: int) -> None:
+    """Let stdout and stderr go to `fd`: those of this process, in Python and in C, and of all that it starts."""
     flush_output()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # before: one that was a file wants to know where in it it is
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
     os.dup2(fd, 1)
     os.dup2(fd, 2)
     os.close(fd)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
+    kernel.buffer_stdout_by_lines()
 
 
-def cap_log(log_path: str) -> None:
-    """Empty the file when it is above LOG_MOST_BYTES; its last LOG_ROTATE_BYTES go to `<name>.1`. "": there is none.
-
-    All that write to it append, children included, so they go on at its new end. Some lines may be lost in between.
+def configure_logging() -> None:
+    """What the worker and its libraries log goes to stderr; time and task come before every line that is printed. A
+    logging setup of the user's modules is left alone.
     """
-    try:
-        if not log_path or (size := os.stat(log_path).st_size) <= LOG_MOST_BYTES:
-            return
-        path = Path(log_path)
-        with path.open("rb") as file:
-            file.seek(size - LOG_ROTATE_BYTES)
-            end = file.read(LOG_ROTATE_BYTES)
-        os.truncate(path, 0)  # first: on a full disk there is no room for a copy before
-        path.with_name(path.name + ".1").write_bytes(end)
-    except OSError:
-        return  # a log that can't be shortened must not stop a worker
-
-
-def configure_logging(*, task_id: str, epoch: int) -> None:
-    """Log lines of the worker and its libraries name the task. A logging setup of the user's modules is left alone."""
-    if logging.root.handlers:
-        return
-    prefix = f"{task_id}@{epoch}".replace("%", "%%")
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format=f"%(asctime)s %(levelname)s {prefix} %(name)s: %(message)s"
-    )
+    if not logging.root.handlers:
+        logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
 
 
 def flush_output() -> None:

@@ -8,9 +8,11 @@ import ctypes
 import os
 import signal
 import time
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+_IOLBF = 1
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
 _PR_SET_CHILD_SUBREAPER = 36
@@ -35,6 +37,13 @@ def set_name(name: str) -> None:
 def load_libc() -> ctypes.CDLL:
     """The C library, errno kept for each thread."""
     return ctypes.CDLL(None, use_errno=True)
+
+
+def buffer_stdout_by_lines() -> None:
+    """Let what C code prints leave this process line by line, as what Python prints does. It would wait for 4 KiB."""
+    libc = load_libc()
+    with suppress(AttributeError, ValueError):  # a C library that calls it otherwise
+        libc.setvbuf(ctypes.c_void_p.in_dll(libc, "stdout"), None, _IOLBF, ctypes.c_size_t(0))
 
 
 def _prctl(option: int, argument: int | ctypes.c_char_p) -> None:

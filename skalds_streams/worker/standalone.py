@@ -48,12 +48,11 @@ def main(worker_type: type[BaseTaskWorker[Any]], arguments: Sequence[str] | None
         sys.exit(f"{worker_type.__name__} can't run: {error}")
     parser = _parser(described)
     attachments = _attachments(described, parser, vars(parser.parse_args(arguments)))
-    worker_id = mock_task_id()
-    configure_logging(task_id=worker_id, epoch=0)
+    configure_logging()
     stopper = _Stopper()
     stopper.install()
     threading.Thread(target=_look_after, args=(stopper, stopper.open_wakeup()), name="signals", daemon=True).start()
-    frame = {"task_id": worker_id, "epoch": 0, "attachments": attachments, "version": 0}
+    frame = {"task_id": mock_task_id(), "epoch": 0, "attachments": attachments, "version": 0}
     last = Run(described, frame, send=_show, stopper=stopper).execute()
     leave(_exit_code(last))
 

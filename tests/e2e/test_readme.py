@@ -72,11 +72,11 @@ def run(command: str) -> str:
 
 
 def host_of(terminal: Terminal, task_id: str) -> psutil.Process:
-    """The process that runs the task: the one that has its log open."""
+    """The process that runs the task: it has the name of the class."""
 
     def found() -> psutil.Process | None:
         for process in terminal.processes():
-            if any(Path(file.path).name == f"{task_id}.log" for file in process.open_files()):
+            if process.name() == f"skald:{task_id.capitalize()}":
                 return process
         return None
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import logging
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -25,6 +27,7 @@ class Params(BaseModel):
     speed: int = Field(1, ge=1, le=9)
     file: str = ""
     """Where the worker leaves a sign for the test."""
+    password: str = ""
 
 
 class Base(BaseTaskWorker[Params]):
@@ -131,6 +134,61 @@ class Segfault(Base):
     @run_main_handler
     def fault(self) -> None:
         os.kill(os.getpid(), signal.SIGSEGV)
+
+
+class Talker(Base):
+    """Says something in every way there is."""
+
+    @run_main_handler
+    def talk(self) -> None:
+        print("print")
+        sys.stderr.write("stderr\n")
+        logging.getLogger().info("logging")
+        self.logger.info("logger")
+        os.system(f"echo a child says {self.params.password}")
+        ctypes.CDLL(None).printf(b"from C\n")
+        self.sign("talked")
+        time.sleep(600)
+
+
+class Teller(Base):
+    """Tells its secret, the next one too, and fails over it."""
+
+    def initialize(self, data: Params) -> None:
+        super().initialize(data)
+        self.next: queue.Queue[Params] = queue.Queue()
+
+    @run_main_handler
+    def tell(self) -> None:
+        print("told", self.params.password)
+        password = self.next.get().password
+        print("told", password)
+        raise ValueError(f"no login with {password}")
+
+    @update_event_handler
+    def change(self, data: Params) -> None:
+        self.next.put(data)
+
+
+class Chatter(Base):
+    """Prints as fast as it can, and signs after every 10 MB."""
+
+    @run_main_handler
+    def chat(self) -> None:
+        while True:
+            for _ in range(10_000):
+                sys.stdout.write(("x" * 99 + "\n") * 10)
+            self.sign("10 MB")
+
+
+class Escape(Base):
+    """Starts a program that leaves its process group, keeps its output open and outlives it."""
+
+    @run_main_handler
+    def main(self) -> None:
+        print("before")
+        self.child = subprocess.Popen(["sleep", "600"], start_new_session=True)
+        self.sign(str(self.child.pid))
 
 
 class WithChild(Base):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -49,6 +50,15 @@ class Keeper(Idle):
     """Runs on without a lease."""
 
     on_disconnect = "keep"
+
+
+class Talk(Idle):
+    """Prints, lets a child print, and tells what it must not tell."""
+
+    def initialize(self, data: IdleParams) -> None:
+        super().initialize(data)
+        print("pid", os.getpid())
+        os.system(f"echo a child says {data.password}")
 
 
 class Slow(Idle):

@@ -22,6 +22,8 @@ from skalds_streams.skald import host as host_module
 from skalds_streams.skald.host import RAN_OUT
 from skalds_streams.skald.hosts import ExitInfo, Host, HostPool, RunSpec
 from skalds_streams.skald.lease import boottime_ms
+from skalds_streams.skald.logs import TaskLogs
+from skalds_streams.skald.ring import LogFiles
 from skalds_streams.worker.kernel import group_is_empty
 
 pytestmark = [pytest.mark.integration, pytest.mark.anyio]
@@ -110,7 +112,6 @@ async def begin(pool: HostPool, class_name: str, tmp_path: Path, **attachments: 
         epoch=3,
         attachments=attachments,
         version=1,
-        log_path=str(tmp_path / "logs" / "t1.log"),
     )
     return await pool.run(spec, events), events
 
@@ -123,6 +124,21 @@ async def ended(host: Host) -> ExitInfo:
 async def stop(host: Host, release_s: float = WAIT_S, terminate_s: float = WAIT_S) -> ExitInfo:
     async with asyncio.timeout(2 * WAIT_S):
         return await host.stop("cancelled", release_s=release_s, terminate_s=terminate_s)
+
+
+def logs_of(tmp_path: Path, max_bytes: int = 1_000_000, **options: Any) -> TaskLogs:
+    return TaskLogs(LogFiles(tmp_path / "logs", max_bytes=max_bytes, most=10), **options)
+
+
+def printed(tmp_path: Path) -> list[str]:
+    """What is in the log of the task, without times, label and lines of ours."""
+    found: list[str] = []
+    for half in ("t1.log.1", "t1.log"):
+        for line in lines(tmp_path / "logs" / half):
+            at, label, text = line.split(" ", 2)
+            assert (len(at), label) == (len("2026-11-25T15:40:01.123Z"), "t1@3")
+            found += [text] if not text.startswith("== ") else []
+    return found
 
 
 def lines(path: Path) -> list[str]:
@@ -138,11 +154,11 @@ async def child_of(file: Path) -> int:
 
 
 async def test_run_update_refuse_stop(tmp_path: Path) -> None:
-    file, log = tmp_path / "sign", tmp_path / "logs" / "t1.log"
-    async with started() as pool:
+    file = tmp_path / "sign"
+    async with started(logs=logs_of(tmp_path)) as pool:
         host, events = await begin(pool, "Loop", tmp_path, speed=2, file=str(file))
         assert await events.wait("running") == {"op": "running", "version": 1}
-        await until(lambda: lines(log) == ["speed 2"], "main's first line")
+        await until(lambda: printed(tmp_path) == ["speed 2"], "main's first line")
         await host.update(2, {"speed": 5, "file": str(file)})
         assert await events.wait("applied") == {"op": "applied", "version": 2}
         await host.update(3, {"speed": 50})
@@ -153,7 +169,7 @@ async def test_run_update_refuse_stop(tmp_path: Path) -> None:
 
         assert (events.ops[-1], host.steps) == ("stopped", [])
         assert lines(file) == ["released"]
-        assert lines(log) == ["speed 2", "speed 5"]
+        assert await host.last_lines() == printed(tmp_path) == ["speed 2", "speed 5"]
 
 
 async def test_an_async_worker_is_updated_and_stopped(tmp_path: Path) -> None:
@@ -177,23 +193,69 @@ async def test_a_run_that_ends_by_itself(tmp_path: Path) -> None:
         await host.update(2, {})  # too late, and no error
 
 
-async def test_a_log_file_above_a_mebibyte_is_rotated_at_the_start(tmp_path: Path) -> None:
-    log = tmp_path / "logs" / "t1.log"
-    log.parent.mkdir()
-    log.write_text("old " * 300_000)
-    async with started() as pool:
-        host, _ = await begin(pool, "Loop", tmp_path, speed=4)
-        await until(lambda: lines(log) == ["speed 4"], "the new log file")
-        await stop(host)
-    assert log.with_name("t1.log.1").stat().st_size == 1_200_000
-
-
-async def test_an_output_that_cannot_be_opened_does_not_stop_the_worker(tmp_path: Path) -> None:
+async def test_an_output_that_cannot_be_written_does_not_stop_the_worker(tmp_path: Path) -> None:
     (tmp_path / "logs").write_text("a file where the folder should be")
-    async with started() as pool:
-        host, events = await begin(pool, "Loop", tmp_path)
-        await events.wait("running")
+    async with started(logs=logs_of(tmp_path)) as pool:
+        host, _ = await begin(pool, "Talker", tmp_path, file=str(tmp_path / "sign"))
+        await until(lambda: lines(tmp_path / "sign"), "the worker's sign")
         await stop(host)
+        assert "print" in await host.last_lines(), "the crash report has them all the same"
+
+
+async def test_all_that_a_worker_prints_is_in_its_log_whoever_prints_it(tmp_path: Path) -> None:
+    async with started(logs=logs_of(tmp_path, words={"password"})) as pool:
+        file = tmp_path / "sign"
+        host, _ = await begin(pool, "Talker", tmp_path, file=str(file), password="canary-4711")
+        await until(lambda: lines(file), "the worker's sign")
+        os.kill(host.pid, signal.SIGSEGV)
+        assert (await ended(host)).reason == "signal 11 (SIGSEGV)"
+        last_lines = await host.last_lines()
+    for text in ("print", "stderr", "INFO root: logging", "INFO worker.Talker: logger", "a child says ***", "from C"):
+        assert text in printed(tmp_path)
+    assert "Fatal Python error: Segmentation fault" in printed(tmp_path)
+    assert last_lines == printed(tmp_path)
+    whole = (tmp_path / "logs" / "t1.log").read_text()
+    assert "canary-4711" not in whole
+    assert whole.splitlines()[-1].endswith(" t1@3 == the run has ended: signal 11 (SIGSEGV)")
+
+
+async def test_an_error_is_in_the_log_and_secrets_of_an_update_are_masked(tmp_path: Path) -> None:
+    async with started(logs=logs_of(tmp_path, words={"password"})) as pool:
+        host, events = await begin(pool, "Teller", tmp_path, password="canary-1")
+        await events.wait("running")
+        await host.update(2, {"password": "canary-2"})
+        await ended(host)
+        last_lines = await host.last_lines()
+    assert last_lines == ["told ***", "told ***"]
+    assert printed(tmp_path)[-1] == "ValueError: no login with ***"
+    assert lines(tmp_path / "logs" / "t1.log")[-1].endswith("== the run has ended: failed")
+    assert "canary" not in (tmp_path / "logs" / "t1.log").read_text()
+
+
+async def test_a_worker_that_prints_without_end_takes_no_more_than_its_share(tmp_path: Path) -> None:
+    folder = tmp_path / "logs"
+    async with started(logs=logs_of(tmp_path, max_bytes=200_000)) as pool:
+        file = tmp_path / "sign"
+        host, _ = await begin(pool, "Chatter", tmp_path, file=str(file))
+        await until(lambda: len(lines(file)) >= 5, "50 MB are printed")
+        assert sum(path.stat().st_size for path in folder.iterdir()) <= 200_000
+        os.kill(host.pid, signal.SIGSEGV)
+        await ended(host)
+        last_lines = await host.last_lines()
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 200_000
+    assert "Fatal Python error: Segmentation fault" in last_lines, "the end is always there"
+    assert last_lines == printed(tmp_path)[-len(last_lines) :]
+
+
+async def test_a_child_that_escapes_holds_up_nobody(tmp_path: Path) -> None:
+    file = tmp_path / "sign"
+    async with started(logs=logs_of(tmp_path)) as pool:
+        host, _ = await begin(pool, "Escape", tmp_path, file=str(file))
+        await ended(host)
+        try:
+            assert await host.last_lines() == ["before"]
+        finally:
+            os.kill(await child_of(file), signal.SIGKILL)
 
 
 async def test_a_module_that_raises_at_import_leaves_the_others_running(
@@ -240,14 +302,14 @@ async def test_a_crash_says_where(tmp_path: Path) -> None:
 
 
 async def test_exit_codes_and_signals_are_named(tmp_path: Path) -> None:
-    async with started() as pool:
+    async with started(logs=logs_of(tmp_path)) as pool:
         host, events = await begin(pool, "ExitCode", tmp_path)
         assert (await ended(host)).reason == "exit code 3"
         assert events.ops == ["running"]
 
         host, _ = await begin(pool, "Segfault", tmp_path)
         assert (await ended(host)).reason == "signal 11 (SIGSEGV)"
-        assert "Fatal Python error: Segmentation fault" in lines(tmp_path / "logs" / "t1.log")
+        assert "Fatal Python error: Segmentation fault" in await host.last_lines()
 
         host, events = await begin(pool, "Loop", tmp_path)
         await events.wait("running")
@@ -411,7 +473,7 @@ async def other_skald(class_name: str, file: Path) -> AsyncIterator[tuple[asynci
         async def main():
             pool = HostPool(modules=["{MODULE}"])
             await pool.start()
-            spec = RunSpec("t1", "{class_name}", 1, {{"file": "{file}"}}, 1, "")
+            spec = RunSpec("t1", "{class_name}", 1, {{"file": "{file}"}}, 1)
             host = await pool.run(spec, lambda frame: None)
             while len(pool.idle_pids) < 2:
                 await asyncio.sleep(0.005)
@@ -525,7 +587,7 @@ async def test_the_pool_can_be_stopped_with_workers_and_started_again(tmp_path: 
 
 
 async def test_the_examples_run(tmp_path: Path) -> None:
-    async with started("examples.workers") as pool:
+    async with started("examples.workers", logs=logs_of(tmp_path)) as pool:
         assert (sorted(pool.catalogue.classes), pool.catalogue.not_loadable) == (["Camera", "Counter", "Flaky"], {})
         counter, counted = await begin(pool, "Counter", tmp_path, until=3, every_s=0.01)
         assert await ended(counter) == ExitInfo(0, "exit 0")
@@ -543,7 +605,7 @@ async def test_the_examples_run(tmp_path: Path) -> None:
         await ended(flaky)
         assert failed.seen[-1]["error"]["type"] == "ConnectionError"
     written = (tmp_path / "logs" / "t1.log").read_text()
-    assert "INFO t1@3 worker.Counter: counted to the end: 3" in written
+    assert "t1@3 INFO worker.Counter: counted to the end: 3" in written
     assert "fps 100 -> 120" in written
     assert "s3cret" not in written
 

@@ -25,7 +25,7 @@ async def test_a_secret_field_leaves_in_no_history_and_on_no_page(system: System
     for topic in (system.topics.history, system.topics.heartbeat, system.topics.deadletter):
         partitions = 1 if topic == system.topics.heartbeat else system.topics.partitions
         assert not [item for item in await system.records(topic, partitions) if b"canary-4711" in (item.value or b"")]
-    for path in ("/", "/tasks/t", "/api/tasks", "/metrics"):
+    for path in ("/", "/tasks/t", "/api/tasks", "/api/tasks/t/logs", "/metrics"):
         code, body = await node.get(path)
         assert (code, "canary-4711" in str(body)) == (200, False)
     assert "canary-4711" not in node.log()

@@ -66,6 +66,9 @@ class FakeHost:
         self.end()
         return await self.ended
 
+    async def last_lines(self) -> list[str]:
+        return ["its last words"]
+
     async def wait_ended(self) -> ExitInfo:
         return await asyncio.shield(self.ended)
 
@@ -99,7 +102,6 @@ class World:
             self.lease,
             skald_id="a",
             incarnation="me",
-            log_dir=tmp_path,
         )
 
     def keeps(self, class_name: str) -> bool:
@@ -162,6 +164,20 @@ async def test_a_row_of_ours_is_started_once_and_its_end_is_said(tmp_path: Path)
         assert len(world.hosts) == 1, "an epoch that ended here never starts again"
         world.show(row(epoch=2))
         await until(lambda: len(world.hosts) == 2)
+
+
+@pytest.mark.parametrize("error", [None, {"type": "E", "message": "m", "traceback": ["at line 3"]}])
+async def test_a_crash_is_said_with_what_it_printed_last(error: dict[str, Any] | None, tmp_path: Path) -> None:
+    async with supervised(tmp_path) as world:
+        world.show(row())
+        host = await world.one_host()
+        if error:
+            host.say({"op": "failed", "error": error, "retryable": True})
+        host.end("signal 9 (SIGKILL)")
+        await until(lambda: world.said)
+        assert world.said == [("Failed", "t", 1)]
+        assert world.details[0]["error"]["output"] == ["its last words"]
+        assert world.details[0]["error"]["traceback"] == (["at line 3"] if error else [])
 
 
 async def test_a_stop_that_comes_before_there_is_a_host_runs_nothing(tmp_path: Path) -> None:

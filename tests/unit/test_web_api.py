@@ -60,6 +60,16 @@ async def test_tasks_come_in_pages() -> None:
             assert set(await get(client, f"/api/tasks?{wrong}", status=400)) == {"error"}
 
 
+async def test_what_a_crashed_run_printed_last_is_in_its_document_and_not_in_lists() -> None:
+    world = World()
+    error = {"type": "E", "message": "m", "field": None, "traceback": ["x"], "output": ["last words, secret canary-1"]}
+    world.put(running("t", error=error, attachments={"password": "canary-1"}))
+    async with world.client() as client:
+        assert (await get(client, "/api/tasks/t"))["error"]["output"] == ["last words, secret ***"]
+        listed = (await get(client, "/api/tasks"))["items"][0]["error"]
+        assert (listed["traceback"], "output" in listed) == (["x"], False)
+
+
 @pytest.mark.parametrize("task_id", ["plain", "a/b c", "ü%2F?#", "<script>", "a/../b"])
 async def test_one_task_whatever_its_id(task_id: str) -> None:
     from yarl import URL

@@ -19,6 +19,7 @@ PATHS = [
     "/tasks/t",
     "/api/tasks",
     "/api/tasks/t",
+    "/api/tasks/t/logs",
     "/api/skalds",
     "/api/events",
     "/api/openapi.json",

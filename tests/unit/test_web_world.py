@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -17,6 +18,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from skalds_streams.core.row import Cause, Holder, Row, Status, Wanted
 from skalds_streams.model.record import Record
 from skalds_streams.settings import Settings
+from skalds_streams.skald.ring import LogFiles
 from skalds_streams.topics import Topics
 from skalds_streams.view.cluster import ClusterView
 from skalds_streams.web.context import WebContext
@@ -41,6 +43,7 @@ class World:
         self.classes: dict[str, Mapping[str, Any]] = {}
         self.not_loadable: dict[str, str] = {}
         self.metrics: dict[str, Mapping[str, Any]] = {}
+        self.log_files: LogFiles | None = LogFiles(Path("/nonexistent"), max_bytes=1_000, most=1)
         self._offset = 0
         # A skald that has left has described Cam: the parameters of a class that nobody knows are all masked.
         self.beat("s0", "i0", state="up", classes={"Cam": "h"})
@@ -75,6 +78,7 @@ class World:
             banners=lambda: self.banners,
             task_metrics=self.metrics.get,
             now_ms=lambda: self.now_ms,
+            log_files=lambda: self.log_files,
         )
 
     def app(self) -> web.Application:

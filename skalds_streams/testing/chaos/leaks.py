@@ -17,8 +17,8 @@ KNOWN_SUFFIXES = (".lock", ".log", ".log.1")
 """Files that a node keeps in its data directory."""
 PREFIX = "skalds-chaos-"
 """Of the directories of runs."""
-LOG_BYTES_MOST = 48 * 1024 * 1024
-"""Three times what a host lets a task's log grow to: a worker prints on between two looks."""
+LOG_BYTES_MOST = 2_500_001
+"""A half of SKALDS_LOG_MAX_BYTES, for each of the two files of a task's log, and the end of a line that was torn."""
 
 
 def places() -> set[str]:

@@ -257,6 +257,10 @@ class SimulatedHost:
     async def wait_ended(self) -> ExitInfo:
         return await asyncio.shield(self._ended)
 
+    async def last_lines(self) -> list[str]:
+        """It prints nothing."""
+        return []
+
     async def update(self, version: int, attachments: dict[str, Any] | None) -> None:
         self._heard = max(self._heard, self._link.loop.now + self._rng.uniform(0, 0.05))
         self.outside(self._heard - self._link.loop.now, self._update, version, attachments)

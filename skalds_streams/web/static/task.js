@@ -1,8 +1,11 @@
-// A task's page, live: when the task has changed, the page is asked for again and its article swapped.
+// A task's page, live: when the task has changed, the page is asked for again and its article swapped. Its log, when
+// this node has it, too.
 import { follow, keepTimesMoving, setServerTime, showBanners, showTimes } from "./common.js";
 
 const LIVE_MS = 2000;
+const LOG_LINES = 200;
 const shown = () => document.getElementById("task");
+const log = () => document.getElementById("log");
 let fetching = false;
 let again = false;
 
@@ -22,9 +25,11 @@ async function refresh() {
     if (!page) return location.reload();
     const fresh = page.getElementById("task");
     if (!fresh) return;
-    const open = shown().querySelector("details")?.open;
-    if (open) fresh.querySelector("details")?.setAttribute("open", "");
+    for (const { id } of shown().querySelectorAll("details[open]")) {
+      fresh.querySelector(`#${id}`)?.setAttribute("open", "");
+    }
     shown().replaceWith(fresh);
+    showLog(page.getElementById("log"));
     document.title = `${fresh.dataset.id} · ${fresh.querySelector(".badge").textContent}`;
     showTimes();
   } catch {
@@ -35,6 +40,37 @@ async function refresh() {
       again = false;
       refresh();
     }
+  }
+}
+
+function showLog(fresh) {
+  const place = (node) => `${node.dataset.place} ${node.dataset.here}`;
+  if (fresh && place(fresh) !== place(log())) {
+    log().replaceWith(fresh);
+    showEnd();
+  }
+}
+
+function showEnd() {
+  const pane = log().querySelector("pre");
+  if (pane) pane.scrollTop = pane.scrollHeight;
+}
+
+// Asked again and again, not followed: a browser has six connections to a node, and each open page has one already.
+async function showLines() {
+  if (!log().dataset.here || document.hidden) return;
+  try {
+    const path = `/api/tasks/${encodeURIComponent(shown().dataset.id)}/logs?lines=${LOG_LINES}`;
+    const answer = await fetch(path, { headers: { Accept: "text/plain" }, redirect: "error" });
+    if (!answer.ok) return;
+    const text = await answer.text();
+    const pane = log().querySelector("pre");
+    if (!pane || pane.textContent === text || !text) return;
+    const atEnd = pane.scrollTop + pane.clientHeight >= pane.scrollHeight - 40;
+    pane.textContent = text;
+    if (atEnd) showEnd();
+  } catch {
+    // The live stream says that the connection is lost; the next look is in LIVE_MS.
   }
 }
 
@@ -52,6 +88,8 @@ setInterval(async () => {
 }, LIVE_MS);
 
 keepTimesMoving();
+showEnd();
+setInterval(showLines, LIVE_MS);
 follow(`/api/events?detail=brief&task=${encodeURIComponent(shown().dataset.id)}`, {
   snapshot: (all) => {
     setServerTime(all.now_ms);
