@@ -290,9 +290,9 @@ def _refused(row: Row, event: events.Refused, context: Context) -> Row | str:
     return replace(row, refused=refused, unanswered=rest)
 
 
-def _freed(row: Row) -> Row:
+def _freed(row: Row, *, elsewhere: bool = False) -> Row:
     row = replace(row, running_since_ms=0, unanswered={})
-    if row.release is Release.MOVE:
+    if row.release is Release.MOVE or elsewhere:
         return let_go(row)
     held = row.holder.skald_id if row.holder else row.last_skald
     return replace(row, holder=None, release=None, last_skald=held)
@@ -309,7 +309,9 @@ def _settled(row: Row, context: Context) -> Row | None:
 
 def _stopped(row: Row, event: events.Stopped, context: Context) -> Row:
     note = ", ".join(event.steps) or None
-    settled = _settled(row, context) or replace(_freed(row), status=step(row.status, Step.FREE))
+    settled = _settled(row, context)
+    if settled is None:
+        settled = replace(_freed(row, elsewhere=event.elsewhere), status=step(row.status, Step.FREE))
     return replace(settled, note=note)
 
 

@@ -99,9 +99,14 @@ class Refused(Report):
 
 @dataclass(frozen=True, slots=True)
 class Stopped(Report):
-    """The run has ended because it was asked to, reaped. `steps`: how hard it was, e.g. ("SIGTERM after 5 s",)."""
+    """The run has ended because it was asked to, or because its node could not go on with it; reaped.
+
+    `steps`: how hard it was, e.g. ("SIGTERM after 5 s",). `elsewhere`: who had it could not even begin, so another is
+    to have it, if one can.
+    """
 
     steps: tuple[str, ...] = ()
+    elsewhere: bool = False
 
 
 @dataclass(frozen=True, slots=True)

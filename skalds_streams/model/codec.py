@@ -383,6 +383,7 @@ def _report(record: Record, doc: dict[str, Any], task_id: str) -> events.Event:
         more["retryable"] = bool(doc.get("retryable", True))
     if kind == "Stopped":
         more["steps"] = tuple(str(_text(item)) for item in (doc.get("steps") or ())[:MAX_STEPS])
+        more["elsewhere"] = bool(doc.get("elsewhere"))
     return _RUN_REPORTS[kind](task_id, cause, _integer(doc["epoch"]), str(doc["incarnation"])[:MAX_NAME], **more)
 
 

@@ -13,7 +13,8 @@ import structlog
 
 from skalds_streams.core.reconcile import Run
 from skalds_streams.core.row import Row
-from skalds_streams.errors import HostError
+from skalds_streams.errors import HostError, NoHostError
+from skalds_streams.skald.host import RAN_OUT, ZYGOTE_LOST
 from skalds_streams.skald.hosts import ExitInfo, Host, HostPool, RunSpec
 from skalds_streams.skald.reporter import Reporter
 from skalds_streams.worker.gauges import readings
@@ -37,12 +38,13 @@ class Actor:
         reporter: Reporter,
         *,
         budgets: Callable[[str], tuple[float, float]],
+        has_lease: Callable[[], bool] = lambda: True,
         on_begun: Callable[[], object] = lambda: None,
     ) -> None:
-        """budgets: class name → (seconds for the release handler, seconds between SIGTERM and SIGKILL). on_begun: told
-        when the worker runs.
+        """budgets: class name → (seconds for the release handler, seconds between SIGTERM and SIGKILL). has_lease:
+        whether this node's own lease lasts. on_begun: told when the worker runs.
         """
-        self._on_begun = on_begun
+        self._on_begun, self._has_lease = on_begun, has_lease
         self.task_id, self.epoch = row.task_id, row.epoch
         self._row, self._pool, self._reporter, self._budgets = row, pool, reporter, budgets
         self._host: Host | None = None
@@ -151,9 +153,7 @@ class Actor:
             if self._stop_reason is not None:
                 self._say_end(None)
                 return
-            self._reporter.say(
-                "Failed", self.task_id, self.epoch, error=_error("HostError", str(error)), retryable=True
-            )
+            self._say_not_started(error)
             return
         if self._host is None:
             self._say_end(None)
@@ -203,6 +203,14 @@ class Actor:
         elif kind in ("finished", "failed", "stopped"):
             self._ended = event
 
+    def _say_not_started(self, error: HostError) -> None:
+        """A node without hosts is no fault of the task: it counts no crash, and another node is asked first."""
+        if isinstance(error, NoHostError):
+            self._reporter.say("Stopped", self.task_id, self.epoch, reason=str(error), steps=[], elsewhere=True)
+            return
+        fault = _error("HostError", str(error))
+        self._reporter.say("Failed", self.task_id, self.epoch, error=fault, retryable=True)
+
     @property
     def _has_crashed(self) -> bool:
         """Of a run that is over: whether that was a failure."""
@@ -212,22 +220,24 @@ class Actor:
     def _say_end(self, exit_info: ExitInfo | None, last_lines: Sequence[str] = ()) -> None:
         """The last word on this epoch. last_lines: what it printed, for the report of a crash.
 
-        What the host said last counts; a host that said nothing has crashed or was stopped.
+        What the host said last counts; a host that said nothing was stopped, or ended with its node, or has crashed.
+        Only a crash is Failed: the others cost the task none of its restarts.
         """
-        event = self._ended or {}
+        event, what = self._ended or {}, exit_info.reason if exit_info is not None else "never started"
         if event.get("op") == "finished":
             self._reporter.say("Finished", self.task_id, self.epoch)
         elif event.get("op") == "failed":
             error, retryable = event.get("error"), bool(event.get("retryable", True))
             error = {**error, "output": list(last_lines)} if isinstance(error, dict) else error
             self._reporter.say("Failed", self.task_id, self.epoch, error=error, retryable=retryable)
-        elif self._stop_reason in SILENT:
+        elif self._stop_reason in SILENT or (what == RAN_OUT and not self._has_lease()):
             log.debug("actor.left", task=self.task_id, epoch=self.epoch)
         elif self._stop_reason is not None:
             steps = list(self._host.steps) if self._host is not None else []
             self._reporter.say("Stopped", self.task_id, self.epoch, reason=self._stop_reason, steps=steps)
+        elif what == ZYGOTE_LOST:
+            self._reporter.say("Stopped", self.task_id, self.epoch, reason=what, steps=[])
         else:
-            what = exit_info.reason if exit_info is not None else "never started"
             error = _error("ProcessExit", f"the worker's process ended without a word: {what}", last_lines)
             self._reporter.say("Failed", self.task_id, self.epoch, error=error, retryable=True)
 

@@ -32,6 +32,7 @@ STATUS_WAIT_S = 2.0
 GROUP_POLL_S = 0.002
 GROUP_POLL_MAX_S = 0.1
 RAN_OUT = "its lease ran out: it held the GIL, or was stopped, for longer than a lease"
+ZYGOTE_LOST = "zygote lost"
 LAST_FRAMES = frozenset({"finished", "stopped", "failed"})
 
 OnEvent = Callable[[Frame], None]
@@ -70,7 +71,7 @@ class ExitInfo:
     def of(cls, status: int | None) -> ExitInfo:
         """In words: "exit 0", "exit code 3", "signal 9 (SIGKILL)", "zygote lost"."""
         if status is None:
-            return cls(None, "zygote lost")
+            return cls(None, ZYGOTE_LOST)
         if not os.WIFSIGNALED(status):
             code = os.waitstatus_to_exitcode(status)
             return cls(status, f"exit code {code}" if code else "exit 0")
@@ -129,7 +130,8 @@ class Host:
         """
         self._on_event = on_event
         doomed = self._task is not None or self._status.done()
-        self.is_leased, self.leased_until_ms = lease_until_ms is not None, lease_until_ms or 0
+        self.is_leased = lease_until_ms is not None
+        self.leased_until_ms = lease_until_ms or 0
         fds = [output.writer] if output is not None else []
         self.started = not doomed and self._channel.send({**spec.frame(), "lease_until_ms": lease_until_ms}, fds)
         if self.started:
@@ -236,11 +238,17 @@ class Host:
     async def _finish(self) -> None:
         await asyncio.wait({self._status}, timeout=STATUS_WAIT_S)
         await self._empty_group()
-        info = ExitInfo.of(self._status.result() if self._status.done() else None)
-        ran_out = self.is_leased and boottime_ms() >= self.leased_until_ms
-        if ran_out and not self.steps and info.status == signal.SIGKILL:
-            info = ExitInfo(info.status, RAN_OUT)
-        self._close(info)
+        self._close(self._exit_info())
+
+    def _exit_info(self) -> ExitInfo:
+        if self._status.done():
+            info = ExitInfo.of(self._status.result())
+        else:
+            info = ExitInfo(None, f"exit status unknown: the zygote does not answer in {STATUS_WAIT_S:g} s")
+        may_be = info.status == signal.SIGKILL or not self._status.done()
+        if may_be and not self.steps and self.is_leased and boottime_ms() >= self.leased_until_ms:
+            return ExitInfo(info.status, RAN_OUT)
+        return info
 
     async def _empty_group(self) -> None:
         pause_s = GROUP_POLL_S

@@ -28,7 +28,7 @@ from typing import Any
 
 import structlog
 
-from skalds_streams.errors import HostError
+from skalds_streams.errors import HostError, NoHostError
 from skalds_streams.skald.host import ExitInfo, Host, OnEvent, RunSpec
 from skalds_streams.skald.logs import TaskLogs
 from skalds_streams.worker.channel import Channel
@@ -195,7 +195,9 @@ class HostPool:
         return self.catalogue.classes.get(class_name, {}).get("on_disconnect") == "keep"
 
     async def run(self, spec: RunSpec, on_event: OnEvent) -> Host:
-        """Give the task to a host. Raises HostError for an unknown class, or when no host comes in TAKE_TIMEOUT_S."""
+        """Give the task to a host. Raises HostError for an unknown class, NoHostError when none comes in
+        TAKE_TIMEOUT_S.
+        """
         if spec.class_name not in self.catalogue.classes:
             raise HostError(f"class {spec.class_name} is not loaded here")
         for _ in range(RUN_TRIES):
@@ -354,7 +356,7 @@ class HostPool:
             raise
         if not done:
             waiter.cancel()
-            raise HostError(f"no worker host in {TAKE_TIMEOUT_S:g} s")
+            raise NoHostError(f"no worker host in {TAKE_TIMEOUT_S:g} s")
         return waiter.result()
 
     def _refill(self) -> None:

@@ -145,6 +145,7 @@ class Supervisor:
             self._pool,
             self._reporter,
             budgets=self._budgets,
+            has_lease=lambda: self._lease.is_valid,
             on_begun=lambda: self._begun(row.task_id),
         )
         self._starting.add(row.task_id)

@@ -12,18 +12,27 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from textwrap import dedent
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import psutil
 import pytest
 
+from skalds_streams.core import events as core_events
+from skalds_streams.core.decide import Context, decide
+from skalds_streams.core.placement import Choice
+from skalds_streams.core.row import NO_CAUSE, Holder, Row, Status, Wanted
 from skalds_streams.errors import HostError
 from skalds_streams.skald import host as host_module
 from skalds_streams.skald.host import RAN_OUT
 from skalds_streams.skald.hosts import ExitInfo, Host, HostPool, RunSpec
-from skalds_streams.skald.lease import boottime_ms
+from skalds_streams.skald.lease import Lease, boottime_ms
 from skalds_streams.skald.logs import TaskLogs
+from skalds_streams.skald.reporter import Reporter
 from skalds_streams.skald.ring import LogFiles
+from skalds_streams.skald.supervisor import Supervisor
+from skalds_streams.topics import Topics
+from skalds_streams.view.cluster import ClusterView
 from skalds_streams.worker.kernel import group_is_empty
 
 pytestmark = [pytest.mark.integration, pytest.mark.anyio]
@@ -439,6 +448,51 @@ async def test_a_killed_zygote_takes_its_hosts_down_and_comes_back(tmp_path: Pat
         await events.wait("running")
         assert pool.zygote_pid not in (None, first)
         await stop(again)
+
+
+async def test_a_lost_zygote_costs_a_task_none_of_its_restarts(tmp_path: Path) -> None:
+    """From the signal to the row: supervisor, pool and hosts are real, decisions take the place of the log."""
+    view, said = ClusterView(Topics.named(app="x"), {}), list[tuple[str, int]]()
+
+    def show(row: Row) -> None:
+        view._state.rows["t1"] = row
+        for changes in view._subscribers:
+            changes.note_task("t1")
+
+    def say(kind: str, task_id: str, epoch: int, **more: Any) -> None:
+        said.append((kind, epoch))
+        more = {name: value for name, value in more.items() if name in ("version", "error", "retryable", "elsewhere")}
+        event = getattr(core_events, kind)(task_id, NO_CAUSE, epoch, "a1", **more)
+        choice = Choice("a", "a1")
+        decided = decide(view.rows["t1"], event, Context(now_ms=1_000, choose=lambda row: choice)).row
+        if decided is not None:
+            show(decided)
+
+    async with started() as pool:
+        lease = Lease(600_000, 60_000, pool.renew)
+        lease.renew(boottime_ms())
+        supervisor = Supervisor(
+            view,
+            pool,
+            cast("Reporter", SimpleNamespace(say=say)),
+            lease,
+            skald_id="a",
+            incarnation="a1",
+        )
+        following = asyncio.create_task(supervisor.run())
+        await asyncio.sleep(0)
+        placed = Holder("a", "a1", 1)
+        show(Row("t1", "Loop", wanted=Wanted.RUN, status=Status.ASSIGNING, holder=placed, epoch=1, max_restarts=0))
+        await until(lambda: said == [("Running", 1)], "the worker runs")
+        assert pool.zygote_pid is not None
+        os.kill(pool.zygote_pid, signal.SIGKILL)
+        await until(lambda: len(said) == 3, "it runs again, by another zygote")
+        assert said == [("Running", 1), ("Stopped", 1), ("Running", 2)]
+        row = view.rows["t1"]
+        assert (row.status, row.attempt, row.retry_at_ms, row.error) == (Status.RUNNING, 0, 0, None)
+        await supervisor.close()
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
 
 
 async def test_dead_spares_are_not_used_and_are_replaced(tmp_path: Path) -> None:

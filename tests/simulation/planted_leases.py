@@ -16,7 +16,7 @@ from aiokafka.errors import KafkaError as ClientError
 
 from skalds_streams.coordinator import batch
 from skalds_streams.core import decide, membership, placement, reconcile
-from skalds_streams.skald import heartbeat, lease, supervisor
+from skalds_streams.skald import actor, heartbeat, lease, supervisor
 from skalds_streams.testing.simulator import hosts, process
 from tests.simulation.planting import planted
 
@@ -128,6 +128,23 @@ def workers_are_not_stopped_at_a_lapse() -> Iterator[None]:
 
     with patch.object(supervisor.Supervisor, "lapse", lapse):
         yield
+
+
+@planted
+def a_worker_that_ends_with_the_lease_of_its_node_has_crashed() -> Iterator[None]:
+    """A machine that was frozen uses up the restarts of what ran there."""
+    with patch.object(actor, "RAN_OUT", "another reason"):
+        yield
+
+
+@planted
+def a_node_without_hosts_is_a_crash_of_its_tasks() -> Iterator[None]:
+    with patch.object(actor.Actor, "_say_not_started", _say_failed):
+        yield
+
+
+def _say_failed(self: Any, error: Exception) -> None:
+    self._reporter.say("Failed", self.task_id, self.epoch, error={"message": str(error)}, retryable=True)
 
 
 # -- incarnations

@@ -199,6 +199,14 @@ def test_loss_of_a_node_is_never_an_attempt() -> None:
     assert (row.attempt, row.epoch, row.holder and row.holder.skald_id) == (0, 2, "b")
 
 
+def test_a_run_that_its_node_could_not_go_on_with_is_no_attempt_and_waits_for_nothing() -> None:
+    row = running(max_restarts=0)
+    row = run(row, (report(events.Stopped, row), context(9_000)))
+    assert (row.status, row.attempt, row.retry_at_ms, row.epoch) == (Status.ASSIGNING, 0, 0, 2)
+    row = run(row, (report(events.Stopped, row, elsewhere=True), context(9_500)))
+    assert (row.status, row.attempt, row.retry_at_ms, row.epoch) == (Status.ASSIGNING, 0, 0, 3)
+
+
 def test_a_crash_while_a_cancel_waits_is_its_end() -> None:
     row = run(running(), (events.Cancel("t", cause(7_000)), context(8_000)))
     row = run(row, (report(events.Failed, row), context(9_000)))

@@ -67,6 +67,17 @@ def test_a_move_never_ends_where_it_began_whatever_the_hash_says(number: int) ->
 
 
 @pytest.mark.parametrize("number", range(10))
+def test_what_a_skald_could_not_begin_goes_to_another_and_back_only_when_nobody_else_can(number: int) -> None:
+    row, here = replace(running(), task_id=f"t{number}", status=Status.ASSIGNING), members("a", "b", "c")
+    given_back = replace(stopped(row), elsewhere=True)
+    placed = after(row, given_back, here=here)
+    assert where(placed) in ("b", "c")
+    assert (placed.moved_from, where(after(row, given_back, here=members("a")))) == (None, "a")
+    paused = after(replace(row, wanted=Wanted.PAUSE), given_back, here=here)
+    assert (paused.status, paused.holder, paused.moved_from) == (Status.PAUSED, None, None)
+
+
+@pytest.mark.parametrize("number", range(10))
 def test_the_named_skald_is_preferred_once(number: int) -> None:
     row, here = replace(running(), task_id=f"t{number}"), members("a", "b", "c", "d")
     asked = after(row, replace(move("c"), task_id=row.task_id), here=here)

@@ -224,6 +224,10 @@ RUN = {"task_id": "t", "epoch": 3, "incarnation": "a1"}
             {"kind": "Stopped", "steps": ["a", "b"]},
             events.Stopped("t", Cause("", "", 0, 0, 0), 3, "a1", steps=("a", "b")),
         ),
+        (
+            {"kind": "Stopped", "elsewhere": True},
+            events.Stopped("t", Cause("", "", 0, 0, 0), 3, "a1", elsewhere=True),
+        ),
         ({"kind": "Finished"}, events.Finished("t", Cause("", "", 0, 0, 0), 3, "a1")),
         (
             {"kind": "Failed", "error": None, "retryable": False},

@@ -12,9 +12,10 @@ from typing import Any, cast
 import pytest
 
 from skalds_streams.core.row import Holder, Row, Status, Wanted
-from skalds_streams.errors import HostError
+from skalds_streams.errors import HostError, NoHostError
 from skalds_streams.skald import supervisor as supervisor_module
 from skalds_streams.skald.actor import LAPSED
+from skalds_streams.skald.host import RAN_OUT, ZYGOTE_LOST
 from skalds_streams.skald.hosts import ExitInfo, RunSpec
 from skalds_streams.skald.lease import Lease, boottime_ms
 from skalds_streams.skald.supervisor import Supervisor
@@ -249,6 +250,33 @@ async def test_a_host_that_does_not_come_is_a_failure_unless_a_stop_was_asked(tm
         assert (world.said, world.details[0]["retryable"]) == ([("Failed", "t", 1)], True)
 
 
+async def test_a_node_that_has_no_host_gives_the_task_back_and_that_is_no_crash(tmp_path: Path) -> None:
+    async with supervised(tmp_path) as world:
+        world.start_error = NoHostError("no worker host in 30 s")
+        world.show(row())
+        await until(lambda: world.said)
+        assert world.said == [("Stopped", "t", 1)]
+        assert world.details[0]["elsewhere"] is True
+
+
+async def test_a_worker_that_ended_with_its_zygote_has_not_crashed(tmp_path: Path) -> None:
+    async with supervised(tmp_path) as world:
+        world.show(row())
+        (await world.one_host()).end(ZYGOTE_LOST)
+        await until(lambda: world.said)
+        assert (world.said, world.details[0]["reason"]) == ([("Stopped", "t", 1)], ZYGOTE_LOST)
+
+
+async def test_what_a_worker_said_before_its_zygote_was_lost_counts(tmp_path: Path) -> None:
+    async with supervised(tmp_path) as world:
+        world.show(row())
+        host = await world.one_host()
+        host.say({"op": "failed", "error": {"type": "ValueError"}, "retryable": False})
+        host.end(ZYGOTE_LOST)
+        await until(lambda: world.said)
+        assert (world.said, world.details[0]["retryable"]) == ([("Failed", "t", 1)], False)
+
+
 async def test_a_row_given_and_withdrawn_before_it_ran_is_answered(tmp_path: Path) -> None:
     async with supervised(tmp_path) as world:
         world.show(row(wanted=Wanted.CANCEL))
@@ -313,6 +341,25 @@ async def test_a_lapse_ends_what_runs_without_a_word_and_nothing_starts_before_t
         world.show(row(epoch=2, held_by="me2"))
         await until(lambda: len(world.hosts) == 2)
         assert world.hosts[1].spec.epoch == 2
+
+
+async def test_a_worker_that_the_kernel_ended_with_the_lease_of_its_node_has_not_crashed(tmp_path: Path) -> None:
+    """The node was frozen: it learns of the worker's end before it comes to stop anything."""
+    async with supervised(tmp_path) as world:
+        world.show(row())
+        host = await world.one_host()
+        world.lease.begin_anew()  # not valid: as good as over
+        host.end(RAN_OUT)
+        await until(lambda: not world.supervisor.held)
+        assert world.said == [], "the next incarnation frees it"
+
+
+async def test_a_worker_that_did_not_take_in_its_lease_has_crashed(tmp_path: Path) -> None:
+    async with supervised(tmp_path) as world:
+        world.show(row())
+        (await world.one_host()).end(RAN_OUT)
+        await until(lambda: world.said)
+        assert (world.said, world.details[0]["retryable"]) == ([("Failed", "t", 1)], True)
 
 
 async def test_a_class_that_keeps_running_is_adopted_by_the_next_incarnation(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from skalds_streams.errors import HostError
+from skalds_streams.errors import HostError, NoHostError
+from skalds_streams.skald.host import RAN_OUT
 from skalds_streams.skald.hosts import Catalogue, ExitInfo, RunSpec
 from skalds_streams.testing.simulator.machines import LeaseWatch, Machine
 from skalds_streams.testing.simulator.network import Link
@@ -91,7 +92,7 @@ class Pool:
         self._watch.starts(spec.task_id)
         if self._rng.random() < self._habits.no_host:
             await asyncio.sleep(0.5)
-            raise HostError("no worker host in 30 s")
+            raise NoHostError("no worker host in 30 s")
         if self._rng.random() < 0.3:
             await asyncio.sleep(self._rng.uniform(0, 0.5))
         if self._stopping:
@@ -173,7 +174,7 @@ class SimulatedHost:
         rate = self._pool.machine.rate
         left_s = self._lease_until_s / rate - self._link.loop.now
         if left_s <= ROUNDING_S:
-            self.die("signal 9 (SIGKILL)")
+            self.die(RAN_OUT)
         else:
             self.by_kernel(left_s, self._watch_lease)
 
@@ -208,10 +209,11 @@ class SimulatedHost:
     def _crash(self, silent: bool) -> None:
         if self._witness.calm:
             return
-        if silent:
-            self.die("signal 11")
-        else:
+        if not silent:
             self._end_with("failed", error={"type": "RuntimeError", "message": "crash"}, retryable=True)
+        elif self.alive:
+            self._witness.crashed.add((self._spec.task_id, self._epoch))
+            self.die("signal 11")
 
     def _fatal(self) -> None:
         self._end_with("failed", error={"type": "NonRetryableError", "message": "never"}, retryable=False)
@@ -220,6 +222,8 @@ class SimulatedHost:
         """The worker's own end, with a word."""
         if not self.alive or (self._witness.calm and self._runs):
             return
+        if op == "failed":
+            self._witness.crashed.add((self._spec.task_id, self._epoch))
         if op == "finished" or more.get("retryable") is False:
             self._settled = op
             self._tell_settled()

@@ -2,7 +2,7 @@
 
 I1 one run at a time; I3 what was freed never runs again; history is a chain of legal steps with one cause each; the
 positions never fall; nothing inside the product complains; nobody is placed on the dead, or elsewhere while its last
-skald is waited for. The end of a world is judged in `verdict`.
+skald is waited for; only a crash uses up restarts. The end of a world is judged in `verdict`.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Margin(Rule):
 
 class Placements(Rule):
     """Nobody is placed on an incarnation that was dead by what the one who placed it had read; and what a skald ran
-    that has said that it comes back stays for it.
+    that has said that it comes back stays for it, unless that skald could not begin it.
     """
 
     def __init__(self, roll: Roll, ledger: Ledger) -> None:
@@ -110,8 +110,14 @@ class Placements(Rule):
             return
         if after.why.kind == "Assign" and command_of(self._ledger, after)[0]["action"] == "move":
             return  # somebody asked for it
-        if self._roll.is_waited_for(last or "", holder.seen):
+        if self._roll.is_waited_for(last or "", holder.seen) and not self._given_back(after):
             raise ViolationError("hold", f"{after.task_id} is placed on {holder.skald_id}, but {last} comes back")
+
+    def _given_back(self, row: Row) -> bool:
+        why = row.why
+        return why.kind == "Stopped" and b'"elsewhere":true' in (
+            self._ledger.inputs[why.topic, why.partition, why.offset].value or b""
+        )
 
 
 def _last_skald(row: Row) -> str | None:
@@ -148,6 +154,23 @@ class FreedIsOver(Rule):
             raise ViolationError("held only", f"{act.task_id} epoch {act.epoch} runs at {act.incarnation}, not placed")
         if act.epoch <= self._freed.get(act.task_id, 0):
             raise ViolationError("I3", f"{act.task_id} epoch {act.epoch} begins after it was freed")
+
+
+class OnlyCrashesCount(Rule):
+    """A task's restarts are used up by its own crashes: not by a lapse, nor by a node that is lost or has no host.
+
+    Classes that keep running are left out, as their epoch may change while a crash is on its way.
+    """
+
+    def __init__(self, witness: Witness) -> None:
+        self._witness = witness
+
+    def on_step(self, step: Step) -> None:
+        before, after = step.before, step.after
+        if before is None or before.holder is None or before.class_name == KEEP or after.attempt <= before.attempt:
+            return
+        if (after.task_id, before.holder.epoch) not in self._witness.crashed:
+            raise ViolationError("only crashes count", f"{after.task_id}: {after.error} is attempt {after.attempt}")
 
 
 class LegalSteps(Rule):
@@ -287,6 +310,7 @@ def all_rules(ledger: Ledger, witness: Witness, roll: Roll, most_bytes: int) -> 
         Placements(roll, ledger),
         OneAtATime(witness),
         FreedIsOver(witness),
+        OnlyCrashesCount(witness),
         LegalSteps(ledger),
         OneCause(ledger),
         PositionsRise(ledger),

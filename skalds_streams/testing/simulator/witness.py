@@ -43,6 +43,8 @@ class Witness:
     active: dict[str, list[Active]] = field(default_factory=dict)
     ended_by_itself: dict[tuple[str, int], str] = field(default_factory=dict)
     """(task, epoch) whose worker finished, or failed for good."""
+    crashed: set[tuple[str, int]] = field(default_factory=set)
+    """(task, epoch) whose worker failed, with or without a word."""
     acts: int = 0
     calm: bool = False
 
