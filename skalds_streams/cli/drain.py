@@ -38,7 +38,7 @@ def drain(options: Options, /, node: str, only_plan: bool, timeout_s: float) -> 
     """Let a node take nothing new and move its tasks to others, each stopped there first. Then it can be restarted.
 
     What nobody else can run stays and runs on; the reasons are told, and the exit code is 1. The node is drained until
-    it is restarted or undrained.
+    it is restarted or undrained; a network cut does not end that.
 
     \b
     Examples:

@@ -7,10 +7,11 @@ Rules: an incarnation is one life of a skald process under one id. It is dead fo
 - when it said `leaving` or `holding`, after its last worker was reaped. What a holding one ran is free, but reserved
   for its skald id until another has appended `hold_beats` more.
 Of several living incarnations of one id one stands: the first that took part; those that wait (state `waiting`), and
-those that came while another stood, get nothing, free nothing and end no drain. Beats are counted only of those who
-have our lease, as a beat is a tenth of it; one with another lease is dead after as many beats as make up its own.
-Nothing is appended while the broker is away, so nobody ages in an outage. One that falls silent gets no new tasks long
-before it is dead. The document arrives whole on change and every 30 s; short beats in between keep what is known.
+those that came while another stood, get nothing, free nothing and end no drain. A drain is of a process: it ends with
+`undrain` or with the next process, not with a lapse, after which the same one goes on (`lapses`). Beats are counted
+only of those who have our lease, as a beat is a tenth of it; one with another lease is dead after as many beats as
+make up its own. Nothing is appended while the broker is away, so nobody ages in an outage. One that falls silent gets
+no new tasks long before it is dead. The document arrives whole on change and every 30 s, else a short beat.
 """
 
 from __future__ import annotations
@@ -71,6 +72,8 @@ class Member:
     """Offset of the beat with which it began to take part; of its first, as long as it waits."""
     replaces: tuple[str, ...] = ()
     """Incarnations that have ended before this one began. A heartbeat names one, a list, or none."""
+    lapses: int = 0
+    """How often the lease of its process has lapsed: so many of the last of `replaces` were this process."""
     at_ms: int = 0
     """Time of the last beat's record: shown to people, never decided upon."""
 
@@ -78,6 +81,11 @@ class Member:
     def waits(self) -> bool:
         """Whether it says that it does not take part yet."""
         return self.state == WAITING
+
+
+def former_of(replaces: tuple[str, ...], lapses: int) -> tuple[str, ...]:
+    """The incarnations that a process was itself, of all that it replaces."""
+    return replaces[max(len(replaces) - lapses, 0) :]
 
 
 GOING = {"leaving": "left", "holding": "left, and comes back"}
@@ -101,6 +109,7 @@ _DOCUMENT = {
     "host": str,
     "take_over": bool,
     "replaces": str | list | None,
+    "lapses": int,
     "not_loadable": list | tuple,
     "kept": list | tuple,
 }
@@ -125,8 +134,8 @@ class Members:
         self._passed = dict.fromkeys((SILENT_BEATS, DEATH_BEATS, hold_beats), -1)
         """Number of beats → the highest offset after which some one member has appended as many, that one included."""
         self._reserved: dict[str, int] = {}
-        self._drained: set[str] = set()
-        """Ids of skalds that a person has drained."""
+        self._drained: dict[str, str] = {}
+        """Id of a skald that a person has drained → the incarnation that was meant."""
         self.first_offset = -1
         self._secret: dict[str, tuple[str, ...]] = {}
         self.offset = -1
@@ -181,9 +190,9 @@ class Members:
         """A person drains a skald, or takes that back. It says so itself as soon as it has read it."""
         member = self.standing(skald_id)
         if what == "drain" and member is not None:
-            self._drained.add(skald_id)
+            self._drained[skald_id] = "" if member.waits else member.incarnation
         else:
-            self._drained.discard(skald_id)
+            self._drained.pop(skald_id, None)
         if member is not None and not member.waits:
             self._live[member.incarnation] = replace(member, state=ASKED[what])
         return member is not None
@@ -280,10 +289,15 @@ class Members:
         return unknown and self.first_offset < self._passed[DEATH_BEATS]
 
     def _begin(self, member: Member) -> None:
-        """It stands now. Unless it waits it takes part: nothing waits for its return any more, and a drain is over."""
-        if not member.waits and member.state not in GOING:
-            self._reserved.pop(member.skald_id, None)
-            self._drained.discard(member.skald_id)
+        """It stands now. Unless it waits it takes part: nothing waits for its return any more, and a drain is over, if
+        another process was drained.
+        """
+        if member.waits or member.state in GOING:
+            return
+        self._reserved.pop(member.skald_id, None)
+        drained = self._drained.pop(member.skald_id, None)
+        if drained in (*former_of(member.replaces, member.lapses), member.incarnation):
+            self._drained[member.skald_id] = member.incarnation
 
     def of_id(self, skald_id: str) -> list[Member]:
         """The living incarnations of a skald id, the one that stands first."""
@@ -303,8 +317,12 @@ class Members:
         return tuple(sorted(name for name in mine.keys() & theirs.keys() if mine[name] != theirs[name]))
 
     def is_drained(self, skald_id: str) -> bool:
-        """Whether a person has drained it. Its restart ends that."""
+        """Whether a person has drained it. Its restart ends that, a lapse does not."""
         return skald_id in self._drained
+
+    def drained_as(self, skald_id: str) -> str | None:
+        """The incarnation that was drained; it may have ended since."""
+        return self._drained.get(skald_id)
 
     def is_reserved(self, skald_id: str) -> bool:
         """Whether what this skald ran is kept for it: it has said that it comes back."""

@@ -35,13 +35,15 @@ POLL_S = 0.1
 class Identity:
     """`lock_fd` stays open as long as the process lives.
 
-    `replaces`: the incarnations whose end the lock proves, oldest first.
+    `replaces`: the incarnations whose end the lock proves, oldest first. `lapses`: how many of the last of them were
+    this process itself, before its lease lapsed.
     """
 
     skald_id: str
     incarnation: str
     lock_fd: int
     replaces: tuple[str, ...]
+    lapses: int = 0
 
 
 def claim_identity(
@@ -111,7 +113,8 @@ def _try(path: Path, skald_id: str) -> Identity | None:
 def renewed(identity: Identity) -> Identity:
     """The next incarnation of a process whose lease has lapsed, and whose workers are all gone."""
     replaces = _bounded((*identity.replaces, identity.incarnation))
-    successor = Identity(identity.skald_id, secrets.token_hex(8), identity.lock_fd, replaces)
+    lapses = identity.lapses + 1
+    successor = Identity(identity.skald_id, secrets.token_hex(8), identity.lock_fd, replaces, lapses)
     _write(successor, replaces)
     return successor
 

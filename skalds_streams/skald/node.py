@@ -17,7 +17,7 @@ from typing import Any
 import orjson
 import structlog
 
-from skalds_streams.core.membership import WAITING
+from skalds_streams.core.membership import WAITING, former_of
 from skalds_streams.errors import AdmissionError, HostError
 from skalds_streams.proxy.reports import ReportSender
 from skalds_streams.settings import Settings
@@ -187,14 +187,17 @@ class SkaldNode:
     @property
     def is_drained(self) -> bool:
         """Whether a person wants nothing to run here. Who drained its predecessor did not mean this process."""
-        members = self._view.members
-        me = members.get(self.identity.incarnation)
-        return me is not None and members.stands(me) and members.is_drained(me.skald_id)
+        members, identity = self._view.members, self.identity
+        me = members.get(identity.incarnation)
+        if me is None:  # not read yet: what this process was before its lease lapsed may have been drained
+            return members.drained_as(identity.skald_id) in former_of(identity.replaces, identity.lapses)
+        return members.stands(me) and members.is_drained(me.skald_id)
 
     def _describe(self) -> dict[str, Any]:
         settings, catalogue = self._settings, self.catalogue
         return {
             "replaces": list(self.identity.replaces),
+            "lapses": self.identity.lapses,
             "kept": self.supervisor.kept,
             "classes": {name: _schema_hash(item) for name, item in catalogue.classes.items()} if catalogue else {},
             "secret": {name: item["secret"] for name, item in catalogue.classes.items() if item.get("secret")}

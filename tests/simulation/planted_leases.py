@@ -229,6 +229,20 @@ def a_drain_moves_before_the_old_run_has_stopped() -> Iterator[None]:
 
 
 @planted
+def a_lapse_ends_a_drain() -> Iterator[None]:
+    """Was in the product: a node that is drained for maintenance got tasks again after a network cut."""
+    with patch.object(membership, "former_of", lambda replaces, lapses: ()):
+        yield
+
+
+@planted
+def a_restart_ends_no_drain() -> Iterator[None]:
+    """Who comes back from maintenance is given nothing."""
+    with patch.object(membership, "former_of", lambda replaces, lapses: replaces):
+        yield
+
+
+@planted
 def a_drain_moves_nothing() -> Iterator[None]:
     with patch.dict(decide._ON_REPORT, {decide.events.Drain: lambda row, event, context: "not now"}):
         yield

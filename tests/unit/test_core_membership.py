@@ -290,6 +290,34 @@ def test_a_restart_ends_a_drain() -> None:
     assert not members.is_drained("a")
 
 
+def test_a_lapse_ends_no_drain_and_undrain_does() -> None:
+    """After a network cut, the same process goes on as another incarnation: twice, of which the first was not heard."""
+    members = Members()
+    up(members, "a", 0, replaces=["a0"])
+    members.apply({"kind": "drain", "skald_id": "a"}, 1)
+    for offset in range(2, 2 + DEATH_BEATS):
+        up(members, "b", offset, n=offset)
+    assert members.is_dead("a1")
+    lapsed = {"skald_id": "a", "n": 1, "state": "up", "classes": {"Cam": "h"}, "capacity": 8}
+    members.apply({**lapsed, "incarnation": "a3", "replaces": ["a0", "a1", "a2"], "lapses": 2}, 20)
+    assert members.is_drained("a")
+    assert choose(waiting_row(recipient="a"), members, Load()).waiting["a"] == "draining"
+    members.apply({**lapsed, "incarnation": "a4", "replaces": ["a0", "a1", "a2", "a3"], "lapses": 3}, 21)
+    assert members.is_drained("a")
+    members.apply({"kind": "undrain", "skald_id": "a"}, 22)
+    members.apply({**lapsed, "incarnation": "a5", "replaces": ["a0", "a1", "a2", "a3", "a4"], "lapses": 4}, 23)
+    assert choose(waiting_row(recipient="a"), members, Load()).skald_id == "a"
+
+
+def test_a_restart_ends_a_drain_also_of_a_process_that_has_lapsed_before_it_took_part() -> None:
+    members = Members()
+    up(members, "a", 0)
+    members.apply({"kind": "drain", "skald_id": "a"}, 1)
+    doc = {"skald_id": "a", "incarnation": "a3", "n": 1, "state": "up", "replaces": ["a1", "a2"], "lapses": 1}
+    members.apply(doc, 2)
+    assert not members.is_drained("a"), "it was a2 that lapsed, and a1 that was drained"
+
+
 def test_a_drain_of_nobody_changes_nothing() -> None:
     members = Members()
     assert not members.apply({"kind": "drain", "skald_id": "x"}, 0)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from skalds_streams.core.membership import former_of
 from skalds_streams.errors import ConfigError
-from skalds_streams.skald.identity import claim_identity, forget_predecessors
+from skalds_streams.skald.identity import claim_identity, forget_predecessors, renewed
 
 
 def test_the_next_process_replaces_the_former_once_its_lock_is_free(tmp_path: Path) -> None:
@@ -21,6 +22,19 @@ def test_the_next_process_replaces_the_former_once_its_lock_is_free(tmp_path: Pa
     second = claim_identity(tmp_path, "node-1")
     assert (second.replaces, second.incarnation != first.incarnation) == ((first.incarnation,), True)
     os.close(second.lock_fd)
+
+
+def test_a_lapse_is_counted_and_the_next_process_counts_anew(tmp_path: Path) -> None:
+    os.close(claim_identity(tmp_path, "node-1").lock_fd)
+    second = claim_identity(tmp_path, "node-1")
+    lapsed = renewed(renewed(second))
+    assert (len(lapsed.replaces), lapsed.lapses) == (3, 2)
+    assert former_of(lapsed.replaces, lapsed.lapses)[0] == second.incarnation
+    assert former_of(second.replaces, second.lapses) == ()
+    os.close(lapsed.lock_fd)
+    third = claim_identity(tmp_path, "node-1")
+    assert (third.replaces[-1], third.lapses) == (lapsed.incarnation, 0)
+    os.close(third.lock_fd)
 
 
 def test_a_process_that_ended_before_its_first_heartbeat_takes_no_news_along(tmp_path: Path) -> None:

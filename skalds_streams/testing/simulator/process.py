@@ -275,7 +275,7 @@ class Life:
         self.watch.begin_anew()
         self.incarnation = f"{identity.incarnation.partition('+')[0]}+{self.renewals}"
         replaces = (*identity.replaces, identity.incarnation)
-        self.identity = Identity(identity.skald_id, self.incarnation, -1, replaces)
+        self.identity = Identity(identity.skald_id, self.incarnation, -1, replaces, identity.lapses + 1)
         self.seat.written = (*replaces, self.incarnation)
         return self.identity
 

@@ -15,6 +15,8 @@ import orjson
 BEATS_TO_DEATH = 13
 """ceil((lease + 2 beats) / beat) + 1, as the design has it."""
 FOR_EVER = 2**62
+LAST_WORDS = ("leaving", "holding")
+"""Who begins with one of them, as it has only waited so far, takes no part."""
 
 
 class Roll:
@@ -37,15 +39,20 @@ class Roll:
         """Incarnation → the offset at which it was dead."""
         self.holds: dict[str, list[list[int]]] = {}
         """Skald id → [first offset, first offset beyond] of each time that it was waited for."""
-        self.drained: set[str] = set()
+        self.drained: dict[str, str] = {}
+        """Skald id → the process that was drained, by the name that all its incarnations begin with."""
+        self._drains: dict[str, list[list[int]]] = {}
+        """Skald id → [first offset, first offset beyond] of each drain."""
 
     def take(self, offset: int, value: bytes) -> None:
         """The next record."""
         doc: dict[str, Any] = orjson.loads(value)
         skald_id = doc["skald_id"]
         if "kind" in doc:
-            here = skald_id in self._skalds.values()
-            (self.drained.add if doc["kind"] == "drain" and here else self.drained.discard)(skald_id)
+            self._end_drain(skald_id, offset)
+            if doc["kind"] == "drain" and skald_id in self._skalds.values():
+                self.drained[skald_id] = _process(self._standing.get(skald_id, ""))
+                self._drains.setdefault(skald_id, []).append([offset, FOR_EVER])
             return
         incarnation = doc["incarnation"]
         if incarnation in self.died:
@@ -66,12 +73,15 @@ class Roll:
         self._takes_part[incarnation] = took_part or state not in (None, "waiting")
         if not took_part and self._takes_part[incarnation] and skald_id not in self._standing:
             self._standing[skald_id] = incarnation
-            self.drained.discard(skald_id)
-            self._stop_waiting(skald_id, offset)
-        if state in ("leaving", "holding"):
+            if state not in LAST_WORDS:
+                if self.drained.get(skald_id) != _process(incarnation):
+                    self._end_drain(skald_id, offset)
+                self._stop_waiting(skald_id, offset)
+        if state in LAST_WORDS:
             stood = self._standing.get(skald_id) == incarnation
             self._bury(incarnation, offset)
             if state == "holding" and stood and skald_id not in self._standing:
+                self._stop_waiting(skald_id, offset)  # one that waited for its place, and is now waited for instead
                 self._holding[skald_id] = {}
                 self.holds.setdefault(skald_id, []).append([offset, FOR_EVER])
 
@@ -91,6 +101,10 @@ class Roll:
         if self._holding.pop(skald_id, None) is not None:
             self.holds[skald_id][-1][1] = offset
 
+    def _end_drain(self, skald_id: str, offset: int) -> None:
+        if self.drained.pop(skald_id, None) is not None:
+            self._drains[skald_id][-1][1] = offset
+
     def _bury(self, incarnation: str, offset: int) -> None:
         self.died.setdefault(incarnation, offset)
         skald_id = self._skalds.pop(incarnation, None)
@@ -104,6 +118,10 @@ class Roll:
         """Whether it was, for one who had read the log up to and with the offset `seen`."""
         return any(begin <= seen < end for begin, end in self.holds.get(skald_id, ()))
 
+    def was_drained(self, skald_id: str, seen: int) -> bool:
+        """The same of its drain."""
+        return any(begin <= seen < end for begin, end in self._drains.get(skald_id, ()))
+
     def was_dead(self, incarnation: str, seen: int) -> bool:
         """The same of its death."""
         return self.died.get(incarnation, FOR_EVER) <= seen
@@ -112,3 +130,8 @@ class Roll:
     def live(self) -> Mapping[str, str]:
         """Incarnation → skald id."""
         return self._skalds
+
+
+def _process(incarnation: str) -> str:
+    """What a process is called before its lease lapses for the first time; then "+1", "+2" … follow."""
+    return incarnation.partition("+")[0]

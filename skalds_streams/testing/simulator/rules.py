@@ -1,8 +1,8 @@
 """What must hold after every event of a world. One small class a rule; a broken one raises ViolationError.
 
 I1 one run at a time; I3 what was freed never runs again; history is a chain of legal steps with one cause each; the
-positions never fall; nothing inside the product complains; nobody is placed on the dead, or elsewhere while its last
-skald is waited for; only a crash uses up restarts. The end of a world is judged in `verdict`.
+positions never fall; nothing inside the product complains; nobody is placed on the dead or the drained, or elsewhere
+while its last skald is waited for; only a crash uses up restarts. The end of a world is judged in `verdict`.
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ class Margin(Rule):
 
 
 class Placements(Rule):
-    """Nobody is placed on an incarnation that was dead by what the one who placed it had read; and what a skald ran
-    that has said that it comes back stays for it, unless that skald could not begin it.
+    """Nobody is placed on an incarnation that was dead, or on a skald that was drained, by what the one who placed it
+    had read; and what a skald ran that has said that it comes back stays for it, unless that skald could not begin it.
     """
 
     def __init__(self, roll: Roll, ledger: Ledger) -> None:
@@ -105,6 +105,8 @@ class Placements(Rule):
         holder = after.holder
         if self._roll.was_dead(holder.incarnation, holder.seen):
             raise ViolationError("death is final", f"{after.task_id} is placed on {holder.incarnation}")
+        if self._roll.was_drained(holder.skald_id, holder.seen) and after.class_name != KEEP:
+            raise ViolationError("drain", f"{after.task_id} is placed on {holder.skald_id}, which is drained")
         last = None if before is None else _last_skald(before)
         if last in (None, holder.skald_id) or after.recipient not in (None, last):
             return

@@ -184,7 +184,7 @@ class Verdict:
         for other in self._ledger.rows.values():
             if other.holder is not None:
                 held[other.holder.skald_id] = held.get(other.holder.skald_id, 0) + other.weight
-        open_to = {seat.skald_id for seat in self._homes} - self._roll.drained
+        open_to = {seat.skald_id for seat in self._homes} - self._roll.drained.keys()
         if row.recipient is not None:
             open_to &= {row.recipient}
         return [name for name in sorted(open_to) if held.get(name, 0) + row.weight <= self._capacity]

@@ -251,6 +251,7 @@ class World:
             gone = seat.machine.lost or (seat.twin and self._twins_over)
             if not self._over and seat.life is None and not gone:
                 self._lives += 1
+                seat.machine.thaw()  # where a process can be started nothing is frozen
                 life = Life(self.grounds, seat, self._lives)
                 self._note("process", "start", life.incarnation)
                 life.begin()
