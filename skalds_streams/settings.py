@@ -66,7 +66,8 @@ class Settings(BaseSettings):
     labels: dict[str, str] = Field(default_factory=dict)
     capacity: int = Field(64, ge=0, le=10_000)
     starts_at_once: int = Field(8, ge=1, le=1_000)
-    """How many workers of this node may be starting at a time; those of higher priority first."""
+    """How many workers of this node may be starting at a time; those of higher priority first. One that has been
+    starting for 30 s counts no more."""
     data_dir: Path = Path(".skalds")
     log_max_bytes: int = Field(5_000_000, ge=100_000, le=1_000_000_000)
     """What the log of one task may take on the disk of a node: the newest is kept."""

@@ -1,7 +1,8 @@
 """Makes what runs here what the rows say: one supervisor, one actor a task.
 
 Rules: compared on every change and every RECONCILE_S as a net; only a row that names this incarnation at that moment
-counts; an epoch that ended here never starts again; a crash of one worker touches no other.
+counts; an epoch that ended here never starts again; a crash of one worker touches no other; so many start at once, and
+one that is stuck in its start holds up the others for START_MOST_S only.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from skalds_streams.view.cluster import ClusterView
 
 RECONCILE_S = 5.0
 STARTS_AT_ONCE = 8
+START_MOST_S = 30.0
+"""A start that takes longer, as `initialize` blocks or waits for something, goes on, but counts no more."""
 
 log = structlog.get_logger(__name__)
 
@@ -48,7 +51,8 @@ class Supervisor:
         self._actors: dict[str, Actor] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._done: dict[str, int] = {}
-        self._starting: set[str] = set()
+        self._starting: dict[str, asyncio.TimerHandle] = {}
+        """Starts that count → when they no longer will."""
         self._queue: list[tuple[int, str]] = []
         """Starts that wait for others to be over: (-priority, task id), a heap."""
         self._queued: set[str] = set()
@@ -148,15 +152,22 @@ class Supervisor:
             has_lease=lambda: self._lease.is_valid,
             on_begun=lambda: self._begun(row.task_id),
         )
-        self._starting.add(row.task_id)
+        timer = asyncio.get_running_loop().call_later(START_MOST_S, self._count_no_more, actor)
+        self._starting[row.task_id] = timer
         self._actors[row.task_id] = actor
         self._tasks[row.task_id] = asyncio.create_task(self._live(actor), name=f"actor-{row.task_id}")
 
     def _begun(self, task_id: str) -> None:
         """A start is over, well or badly: the next one may begin."""
-        self._starting.discard(task_id)
+        timer = self._starting.pop(task_id, None)
+        if timer is not None:
+            timer.cancel()
         if self._queue:
             self._nudge()
+
+    def _count_no_more(self, actor: Actor) -> None:
+        log.warning("start.slow", task=actor.task_id, epoch=actor.epoch, after_s=START_MOST_S, waiting=len(self._queue))
+        self._begun(actor.task_id)
 
     async def _live(self, actor: Actor) -> None:
         try:

@@ -18,7 +18,8 @@ from skalds_streams.skald.actor import LAPSED
 from skalds_streams.skald.host import RAN_OUT, ZYGOTE_LOST
 from skalds_streams.skald.hosts import ExitInfo, RunSpec
 from skalds_streams.skald.lease import Lease, boottime_ms
-from skalds_streams.skald.supervisor import Supervisor
+from skalds_streams.skald.supervisor import START_MOST_S, Supervisor
+from skalds_streams.testing.simulator.loop import VirtualLoop
 from skalds_streams.topics import Topics
 from skalds_streams.view.cluster import ClusterView
 
@@ -432,3 +433,36 @@ async def test_no_more_start_at_once_than_may_and_the_important_first(tmp_path: 
         world.hosts[1].end("exit code 1")
         await until(lambda: len(world.hosts) == 4)
         assert [host.spec.task_id for host in world.hosts[2:]] == ["t5", "t4"]
+
+
+def test_a_worker_that_is_stuck_in_its_start_holds_up_the_others_for_a_bounded_time(tmp_path: Path) -> None:
+    loop, world = VirtualLoop(), World(tmp_path)
+    world.supervisor._starts_at_once = 2
+    stuck, healthy = [row("stuck-1"), row("stuck-2")], [row(f"t{number}") for number in range(3)]
+
+    def started() -> list[str]:
+        return [host.spec.task_id for host in world.hosts]
+
+    async def begin() -> None:
+        loop.create_task(world.supervisor.run())
+        await asyncio.sleep(0)
+        world.show(*stuck)
+        await asyncio.sleep(1)
+        world.show(*healthy)
+
+    loop.create_task(begin())
+    loop.advance(START_MOST_S - 0.1)
+    assert started() == ["stuck-1", "stuck-2"]
+    loop.advance(START_MOST_S + 0.1)
+    assert started() == ["stuck-1", "stuck-2", "t0", "t1"]
+    assert set(world.supervisor.held) == {"stuck-1", "stuck-2", "t0", "t1"}, "they may still come to run"
+    world.hosts[2].say({"op": "running", "version": 0})
+    loop.advance(START_MOST_S + 0.2)
+    assert started()[4:] == ["t2"]
+    world.hosts[0].say({"op": "running", "version": 0})
+    world.hosts[0].end("exit code 1")
+    loop.advance(3 * START_MOST_S)
+    assert ("Failed", "stuck-1", 1) in world.said
+    assert not world.supervisor._starting, "each counted once"
+    loop.dispose()
+    assert loop.errors == []
