@@ -253,8 +253,11 @@ class Runtime:
             held=lambda: self._held(),
             journals=lambda: [journal.statistics for journal in self.journals],
             journals_open=lambda: sum(1 for journal in self.journals if journal.opened.is_set()),
+            lease_remaining_ms=lambda: self.skald.lease.remaining_ms if self.skald is not None else None,
+            lease_lapses=lambda: self.identity.lapses if self.identity is not None else 0,
             view_caught_up=lambda: self.view.is_caught_up,
             redis_up=lambda: self._redis is not None and self._redis.up,
+            lease_ms=self.settings.lease_ms,
             version=__version__,
         )
 

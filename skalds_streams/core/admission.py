@@ -7,7 +7,7 @@ it gets no tasks, and its beats do not count for those who have another lease (`
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from skalds_streams.core.membership import DEATH_BEATS, Member, Members
@@ -49,6 +49,14 @@ def find_obstacle(members: Members, skald_id: str, incarnation: str, replaced: S
         if differing:
             return Obstacle(member, differing)
     return None
+
+
+def outsiders(members: Members) -> Iterator[Obstacle]:
+    """Who is there and takes no part: those with other settings than this process, and second processes of one id."""
+    for member in members:
+        differing = members.differing(member)
+        if differing or not members.stands(member):
+            yield Obstacle(member, differing)
 
 
 def asks_to_take_over(members: Members, skald_id: str, incarnation: str) -> Member | None:

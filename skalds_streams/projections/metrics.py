@@ -16,6 +16,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from skalds_streams.core.admission import outsiders
 from skalds_streams.core.membership import Members
 from skalds_streams.core.restarts import CRASH_LOOPING_ATTEMPTS
 from skalds_streams.core.row import Row, Status
@@ -69,8 +70,14 @@ class MetricSources:
     journals: Callable[[], Sequence[JournalCounts]]
     """One a journal that this process owns now."""
     journals_open: Callable[[], int]
+    lease_remaining_ms: Callable[[], int | None]
+    """What is left of this process's lease; None when it has none yet."""
+    lease_lapses: Callable[[], int]
+    """How often it has lapsed since the process began."""
     view_caught_up: Callable[[], bool]
     redis_up: Callable[[], bool]
+    lease_ms: int
+    """How long a lease is."""
     version: str
 
 
@@ -100,6 +107,7 @@ class _Skalds(Collector):
     def collect(self) -> Iterator[Metric]:
         yield from self._tasks()
         yield from self._members()
+        yield from self._lease()
         yield from self._journals()
         sources = self._sources
         yield GaugeMetricFamily(
@@ -137,6 +145,30 @@ class _Skalds(Collector):
         for state in sorted({"up", "silent", *by_state}):
             family.add_metric([state], by_state[state])
         yield family
+        by_reason = Counter("settings" if outsider.differing else "second_process" for outsider in outsiders(members))
+        family = GaugeMetricFamily(
+            "skalds_members_excluded",
+            "Processes that are there and take no part: their settings differ, or another has their skald id.",
+            labels=["reason"],
+        )
+        for reason in ("settings", "second_process"):
+            family.add_metric([reason], by_reason[reason])
+        yield family
+
+    def _lease(self) -> Iterator[Metric]:
+        sources = self._sources
+        yield CounterMetricFamily(
+            "skalds_lease_lapses",
+            "Times that this process's lease lapsed and its workers ended.",
+            sources.lease_lapses(),
+        )
+        yield GaugeMetricFamily(
+            "skalds_lease_remaining_seconds",
+            "What is left of this process's lease; 0 while it has none. Near skalds_lease_duration_seconds when all is"
+            " well.",
+            (sources.lease_remaining_ms() or 0) / 1000,
+        )
+        yield GaugeMetricFamily("skalds_lease_duration_seconds", "How long a lease is.", sources.lease_ms / 1000)
 
     def _journals(self) -> Iterator[Metric]:
         present = {id(counts): counts for counts in self._sources.journals()}

@@ -18,6 +18,7 @@ from skalds_streams.core.admission import (
     asks_to_take_over,
     differences,
     find_obstacle,
+    outsiders,
     where,
 )
 from skalds_streams.errors import AdmissionError, DisagreementError, TwinError
@@ -111,14 +112,14 @@ class Admission:
 def banners(view: ClusterView, settings: Settings) -> list[str]:
     """Sentences for the page: who is there and takes no part, and what is missing."""
     members, told = view.members, list[str]()
-    for member in members:
-        obstacle = Obstacle(member, members.differing(member))
+    for obstacle in outsiders(members):
+        member = obstacle.member
         if obstacle.differing:
             told.append(
                 f"Skald {member.skald_id} has other settings and takes no part:"
                 f" {differences(obstacle, settings.agreed)} ({where(member)})."
             )
-        elif not members.stands(member):
+        else:
             told.append(f"A second process runs as skald {member.skald_id} and takes no part: {where(member)}.")
     if view.members_caught_up and not any(member.role != "skald" and not member.waits for member in members):
         told.append("No coordinator is here: what is asked of tasks waits until a node with that role comes.")

@@ -33,6 +33,8 @@ class World:
     members: Members = field(default_factory=Members)
     held: list[str] = field(default_factory=list)
     journals: list[Counts] = field(default_factory=list)
+    lease_remaining_ms: int | None = None
+    lapses: int = 0
     caught_up: bool = False
     redis_up: bool = False
 
@@ -44,8 +46,11 @@ class World:
                 held=lambda: self.held,
                 journals=lambda: self.journals,
                 journals_open=lambda: len(self.journals),
+                lease_remaining_ms=lambda: self.lease_remaining_ms,
+                lease_lapses=lambda: self.lapses,
                 view_caught_up=lambda: self.caught_up,
                 redis_up=lambda: self.redis_up,
+                lease_ms=20_000,
                 version="1.2.3",
             )
         )
@@ -119,6 +124,41 @@ def test_counters_never_fall() -> None:
     assert events() == 110
 
 
+def test_the_lease_and_its_lapses() -> None:
+    world = World()
+
+    def lease() -> list[float]:
+        samples = scrape(world.metrics())
+        names = ("lease_remaining_seconds", "lease_duration_seconds", "lease_lapses_total")
+        return [samples[f"skalds_{name}"] for name in names]
+
+    assert lease() == [0, 20, 0], "no heartbeat was acknowledged yet: that is no lease"
+    world.lease_remaining_ms = 19_250
+    assert lease() == [19.25, 20, 0]
+    world.lease_remaining_ms, world.lapses = 0, 2
+    assert lease() == [0, 20, 2]
+
+
+def test_who_takes_no_part_is_counted_by_the_reason() -> None:
+    ours = {"lease_ms": 20_000, "cluster": "default"}
+    world = World(members=Members(agreed=ours))
+
+    def excluded() -> tuple[float, float]:
+        samples = scrape(world.metrics())
+        name = "skalds_members_excluded"
+        return samples[f"{name}{{reason=settings}}"], samples[f"{name}{{reason=second_process}}"]
+
+    world.members.apply({"skald_id": "a", "incarnation": "a1", "n": 1, "state": "up", "agreed": ours}, 0)
+    assert excluded() == (0, 0)
+    world.members.apply({"skald_id": "a", "incarnation": "a2", "n": 1, "state": "waiting", "agreed": ours}, 1)
+    other = {**ours, "lease_ms": 4_000}
+    world.members.apply({"skald_id": "b", "incarnation": "b1", "n": 1, "state": "waiting", "agreed": other}, 2)
+    assert excluded() == (1, 1)
+    world.members.apply({"skald_id": "a", "incarnation": "a2", "n": 2, "state": "leaving"}, 3)
+    world.members.apply({"skald_id": "b", "incarnation": "b1", "n": 2, "state": "leaving"}, 4)
+    assert excluded() == (0, 0)
+
+
 def test_no_sample_grows_with_tasks() -> None:
     world = World()
     few = len(scrape(world.metrics()))
@@ -131,4 +171,4 @@ def test_nothing_is_asked_before_a_scrape() -> None:
         raise AssertionError("asked too early")
 
     supplier: Callable[[], Any] = never
-    Metrics(MetricSources(supplier, supplier, supplier, supplier, supplier, supplier, supplier, version="1"))
+    Metrics(MetricSources(*[supplier] * 9, lease_ms=1, version="1"))
