@@ -38,13 +38,13 @@ class Actor:
         reporter: Reporter,
         *,
         budgets: Callable[[str], tuple[float, float]],
-        has_lease: Callable[[], bool] = lambda: True,
+        has_lapsed: Callable[[], bool] = lambda: False,
         on_begun: Callable[[], object] = lambda: None,
     ) -> None:
-        """budgets: class name → (seconds for the release handler, seconds between SIGTERM and SIGKILL). has_lease:
-        whether this node's own lease lasts. on_begun: told when the worker runs.
+        """budgets: class name → (seconds for the release handler, seconds between SIGTERM and SIGKILL). has_lapsed:
+        whether this node's own lease is over. on_begun: told when the worker runs.
         """
-        self._on_begun, self._has_lease = on_begun, has_lease
+        self._on_begun, self._has_lapsed = on_begun, has_lapsed
         self.task_id, self.epoch = row.task_id, row.epoch
         self._row, self._pool, self._reporter, self._budgets = row, pool, reporter, budgets
         self._host: Host | None = None
@@ -230,7 +230,7 @@ class Actor:
             error, retryable = event.get("error"), bool(event.get("retryable", True))
             error = {**error, "output": list(last_lines)} if isinstance(error, dict) else error
             self._reporter.say("Failed", self.task_id, self.epoch, error=error, retryable=retryable)
-        elif self._stop_reason in SILENT or (what == RAN_OUT and not self._has_lease()):
+        elif self._stop_reason in SILENT or (what == RAN_OUT and self._has_lapsed()):
             log.debug("actor.left", task=self.task_id, epoch=self.epoch)
         elif self._stop_reason is not None:
             steps = list(self._host.steps) if self._host is not None else []

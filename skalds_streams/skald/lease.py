@@ -37,7 +37,12 @@ class Lease:
     @property
     def is_valid(self) -> bool:
         """Whether a worker may start now."""
-        return not self._over and self._until_ms is not None and boottime_ms() < self._until_ms
+        return self._until_ms is not None and not self.is_over
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has lapsed: `lapsed` has woken up, or is about to."""
+        return self._over or (self._until_ms is not None and boottime_ms() >= self._until_ms)
 
     @property
     def remaining_ms(self) -> int | None:

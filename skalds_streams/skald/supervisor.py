@@ -149,7 +149,7 @@ class Supervisor:
             self._pool,
             self._reporter,
             budgets=self._budgets,
-            has_lease=lambda: self._lease.is_valid,
+            has_lapsed=lambda: self._lease.is_over,
             on_begun=lambda: self._begun(row.task_id),
         )
         timer = asyncio.get_running_loop().call_later(START_MOST_S, self._count_no_more, actor)

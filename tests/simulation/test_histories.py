@@ -17,6 +17,7 @@ BUGS = {
     "simulator-1624.json": "who_runs_on_takes_its_own_room",
     "simulator-late-first-beat.json": "a_first_beat_that_is_acknowledged_late_is_no_lapse",
     "simulator-522.json": "a_refused_update_stays_for_the_next_run",
+    "simulator-67.json": "a_worker_that_ends_with_the_lease_of_its_node_has_crashed",
 }
 """Files whose bug is still known, as a planted one."""
 
