@@ -130,7 +130,7 @@ async def test_after_a_restart_in_order_every_task_is_where_it_was(system: Syste
 
 
 async def test_a_drained_node_hands_its_tasks_over_and_takes_no_more(system: System, tmp_path: Path) -> None:
-    _, second = await two_nodes(system)
+    first, second = await two_nodes(system)
     task_id, trace = await running_at(system, "a", tmp_path)
     await system.assign("pinned", recipient="a")
     await system.status("pinned", "Running", skald="a")
@@ -140,8 +140,28 @@ async def test_a_drained_node_hands_its_tasks_over_and_takes_no_more(system: Sys
     pinned = await system.status("pinned", "Running")
     assert (pinned["skald"], pinned["epoch"]) == ("a", 1), "nobody else may run it: it runs on"
     await until(lambda: _says(second, "a", "draining"), "the page says so")
+    await _lapse(first, second)
+    await system.status("pinned", "Assigning", second, epoch=1, waiting={"a": "draining", "b": "recipient is a"})
     await _ask(system, "undrain", "a")
     await until(lambda: _says(second, "a", "up"), "it is as before")
+    row = await system.status("pinned", "Running", second, skald="a", epoch=2)
+    assert row["attempt"] == 0
+
+
+async def _lapse(node: Node, other: Node) -> None:
+    """The node stands still until the other has counted it dead."""
+    assert node.process is not None
+    os.kill(node.process.pid, signal.SIGSTOP)
+    try:
+        await until(lambda: _is_gone(other, node.skald_id), "it is counted dead", 60)
+    finally:
+        os.kill(node.process.pid, signal.SIGCONT)
+    await until(lambda: "skald.new_incarnation" in node.log(), "it goes on as another incarnation", 60)
+
+
+async def _is_gone(node: Node, skald_id: str) -> bool:
+    _, document = await node.get("/api/skalds")
+    return skald_id not in [item["skald_id"] for item in document["items"]]
 
 
 async def _ask(system: System, kind: str, skald_id: str) -> None:
