@@ -161,7 +161,7 @@ class Actor:
         if self._version != started_with:
             await self._send(self._host)
         exit_info = await self._until_ended(self._host)
-        self._say_end(exit_info, await self._host.last_lines() if self._has_crashed else ())
+        self._say_end(exit_info, await self._host.last_lines() if self._has_crashed(exit_info.reason) else ())
 
     async def _start(self, spec: RunSpec) -> Host | None:
         """None when a stop was asked before there was a host: then nothing has run, and nothing will."""
@@ -211,11 +211,15 @@ class Actor:
         fault = _error("HostError", str(error))
         self._reporter.say("Failed", self.task_id, self.epoch, error=fault, retryable=True)
 
-    @property
-    def _has_crashed(self) -> bool:
+    def _has_crashed(self, reason: str) -> bool:
         """Of a run that is over: whether that was a failure."""
         op = self._ended.get("op") if self._ended is not None else None
-        return op == "failed" or (op != "finished" and self._stop_reason is None)
+        by_itself = self._stop_reason is None and reason != ZYGOTE_LOST and not self._ended_by_lapse(reason)
+        return op == "failed" or (op != "finished" and by_itself)
+
+    def _ended_by_lapse(self, reason: str) -> bool:
+        """Whether it was the kernel, before its node came to stop it."""
+        return reason == RAN_OUT and self._has_lapsed()
 
     def _say_end(self, exit_info: ExitInfo | None, last_lines: Sequence[str] = ()) -> None:
         """The last word on this epoch. last_lines: what it printed, for the report of a crash.
@@ -230,7 +234,7 @@ class Actor:
             error, retryable = event.get("error"), bool(event.get("retryable", True))
             error = {**error, "output": list(last_lines)} if isinstance(error, dict) else error
             self._reporter.say("Failed", self.task_id, self.epoch, error=error, retryable=retryable)
-        elif self._stop_reason in SILENT or (what == RAN_OUT and self._has_lapsed()):
+        elif self._stop_reason in SILENT or self._ended_by_lapse(what):
             log.debug("actor.left", task=self.task_id, epoch=self.epoch)
         elif self._stop_reason is not None:
             steps = list(self._host.steps) if self._host is not None else []
