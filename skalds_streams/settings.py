@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Mapping
 from functools import cached_property
 from ipaddress import ip_address
@@ -22,6 +23,8 @@ from skalds_streams.errors import ConfigError
 
 LEASE_MS = 20_000
 BEATS_A_LEASE = 10
+
+_OWN_SECRETS = ("KAFKA_PASSWORD", "REDIS_PASSWORD", "SKALDS_WEB_TOKEN", "SKALDS_DIGEST_KEY")
 
 Role = Literal["both", "coordinator", "skald"]
 
@@ -89,6 +92,11 @@ class Settings(BaseSettings):
     """Key of the digests of parameters on taskworker.update; the same on every node."""
     secret_names: str = "password,passwd,secret,token,api_key,apikey,access_key,private_key,credential"  # noqa: S105  # names, not a secret
     """Parameters with one of these words in their name are masked wherever they leave a worker."""
+    secret_env: str = "SECRET_*"  # noqa: S105  # names, not a secret
+    """Comma-separated variables of this node that `secret("env:NAME")` in parameters may name; `*` at the end: all that
+    begin so. Whoever may publish events could read any other into a worker, this node's own passwords too."""
+    secrets_dirs: str = "/run/secrets,/var/run/secrets"
+    """Comma-separated directories with the files that `secret("file:/path")` may name; folders in them do not count."""
     max_record_bytes: int = Field(1_000_000, ge=1_000)
     max_ids_per_event: int = Field(10_000, ge=1)
     max_attachments_bytes: int = Field(256 * 1024, ge=100)
@@ -99,6 +107,24 @@ class Settings(BaseSettings):
     @classmethod
     def _blank_is_localhost(cls, value: object) -> object:
         return value if value is None or str(value).strip() else "localhost"
+
+    @field_validator("secret_env")
+    @classmethod
+    def _own_secrets_stay(cls, value: str) -> str:
+        for item in _items(value):
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*\*?", item):
+                raise ValueError("must be names of variables, comma-separated, each with or without a * at its end")
+            for own in _OWN_SECRETS:
+                if own == item or (item.endswith("*") and own.startswith(item[:-1])):
+                    raise ValueError(f"{item} would let any event read {own} of this node")
+        return value
+
+    @field_validator("secrets_dirs")
+    @classmethod
+    def _absolute(cls, value: str) -> str:
+        if not all(Path(item).is_absolute() for item in _items(value)):
+            raise ValueError("must be absolute paths, comma-separated")
+        return value
 
     @model_validator(mode="after")
     def _guard_open_web(self) -> Settings:
@@ -128,7 +154,7 @@ class Settings(BaseSettings):
 
     @property
     def worker_modules(self) -> tuple[str, ...]:
-        return tuple(name.strip() for name in self.workers.split(",") if name.strip())
+        return _items(self.workers)
 
     @property
     def advertised_url(self) -> str:
@@ -156,6 +182,14 @@ class Settings(BaseSettings):
         return frozenset(filter(None, values))
 
     @property
+    def secret_variables(self) -> tuple[str, ...]:
+        return _items(self.secret_env)
+
+    @property
+    def secret_directories(self) -> tuple[str, ...]:
+        return tuple(str(Path(item)) for item in _items(self.secrets_dirs))
+
+    @property
     def coordinates(self) -> bool:
         """Whether this node joins the consumer group and decides."""
         return self.role != "skald"
@@ -180,6 +214,10 @@ class Settings(BaseSettings):
     def agreed_hash(self) -> str:
         """Digest of `agreed`."""
         return hashlib.sha256("|".join(map(str, self.agreed.values())).encode()).hexdigest()[:12]
+
+
+def _items(text: str) -> tuple[str, ...]:
+    return tuple(item.strip() for item in text.split(",") if item.strip())
 
 
 def _is_loopback(host: str) -> bool:

@@ -34,6 +34,7 @@ from skalds_streams.skald.supervisor import Supervisor
 from skalds_streams.topics import Topics
 from skalds_streams.version import __version__
 from skalds_streams.view.cluster import ClusterView
+from skalds_streams.worker.secrets import SecretPolicy
 
 FLUSH_S = 2.0
 STOP_S = 5.0
@@ -65,7 +66,12 @@ class SkaldNode:
         self.identity, self._settings, self._view, self._spawn = identity, settings, view, spawn
         self._log_dir = (settings.data_dir / "logs" / file_name(identity.skald_id)).absolute()
         self.log_files = LogFiles(self._log_dir, max_bytes=settings.log_max_bytes, most=settings.log_files_most)
-        self.pool = HostPool(modules=settings.worker_modules, lock_fd=identity.lock_fd, logs=self._task_logs())
+        self.pool = HostPool(
+            modules=settings.worker_modules,
+            lock_fd=identity.lock_fd,
+            logs=self._task_logs(),
+            secrets=secret_policy(settings),
+        )
         self.lease = Lease(settings.lease_ms, settings.beat_ms, self.pool.renew)
         self._reporter = Reporter(sender, skald_id=identity.skald_id, incarnation=identity.incarnation, now_ms=now_ms)
         self.supervisor = Supervisor(
@@ -224,6 +230,11 @@ class SkaldNode:
     def held(self) -> Sequence[str]:
         """Ids of the tasks that run here."""
         return tuple(self.supervisor.held)
+
+
+def secret_policy(settings: Settings) -> SecretPolicy:
+    """What these settings let events read."""
+    return SecretPolicy(settings.secret_variables, settings.secret_directories, sorted(settings.secret_words))
 
 
 async def _ended(task: asyncio.Task[None] | None) -> None:
