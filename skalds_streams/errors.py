@@ -18,6 +18,7 @@
     ├── IllegalTransitionError decide was asked for a step that the table does not have
     ├── InvariantError         a row breaks a rule that must always hold
     ├── HostError              a worker host or the zygote does not answer as agreed
+    ├── TaskEndedError         the one task that this process is there for has failed
     └── DevClusterError        the embedded development cluster did not start
 
 What user code raises in a worker (`NonRetryableError`) lives in `skalds_streams.worker`.
@@ -90,6 +91,10 @@ class InvariantError(SkaldsError):
 
 class HostError(SkaldsError):
     """A worker host or the zygote does not answer as agreed."""
+
+
+class TaskEndedError(SkaldsError):
+    """The one task that this process is there for has failed."""
 
 
 class DevClusterError(SkaldsError):

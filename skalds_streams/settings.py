@@ -27,6 +27,7 @@ BEATS_A_LEASE = 10
 _OWN_SECRETS = ("KAFKA_PASSWORD", "REDIS_PASSWORD", "SKALDS_WEB_TOKEN", "SKALDS_DIGEST_KEY")
 
 Role = Literal["both", "coordinator", "skald"]
+Mode = Literal["node", "edge", "single_process"]
 
 
 class Settings(BaseSettings):
@@ -51,6 +52,10 @@ class Settings(BaseSettings):
     redis_host: str = Field("localhost", validation_alias=AliasChoices("REDIS_HOST", "redis_host"))
     redis_port: int = Field(6379, gt=0, lt=65536, validation_alias=AliasChoices("REDIS_PORT", "redis_port"))
     redis_password: SecretStr = Field(SecretStr(""), validation_alias=AliasChoices("REDIS_PASSWORD", "redis_password"))
+    skald_mode: Mode = Field("node", validation_alias=AliasChoices("SKALD_MODE", "skald_mode"))
+    """edge: runs the tasks of `yaml_file`, without Kafka. single_process: only the first of them, and ends with it."""
+    yaml_file: Path | None = Field(None, validation_alias=AliasChoices("YAML_FILE", "yaml_file"))
+    """Tasks in upstream's form (`model.task_file`)."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", validation_alias=AliasChoices("LOG_LEVEL", "log_level")
     )
@@ -107,6 +112,24 @@ class Settings(BaseSettings):
     @classmethod
     def _blank_is_localhost(cls, value: object) -> object:
         return value if value is None or str(value).strip() else "localhost"
+
+    @field_validator("skald_mode", mode="before")
+    @classmethod
+    def _any_case(cls, value: object) -> object:
+        return value.strip().lower() or "node" if isinstance(value, str) else value
+
+    @field_validator("yaml_file", mode="before")
+    @classmethod
+    def _blank_is_none(cls, value: object) -> object:
+        return value if value is None or str(value).strip() else None
+
+    @model_validator(mode="after")
+    def _file_of_an_edge(self) -> Settings:
+        if self.is_edge and self.yaml_file is None:
+            raise ValueError(f"SKALD_MODE={self.skald_mode} needs YAML_FILE, the file of its tasks")
+        if self.is_edge and self.role == "coordinator":
+            raise ValueError(f"SKALD_MODE={self.skald_mode} runs workers, SKALDS_ROLE=coordinator runs none")
+        return self
 
     @field_validator("secret_env")
     @classmethod
@@ -192,7 +215,12 @@ class Settings(BaseSettings):
     @property
     def coordinates(self) -> bool:
         """Whether this node joins the consumer group and decides."""
-        return self.role != "skald"
+        return self.role != "skald" and not self.is_edge
+
+    @property
+    def is_edge(self) -> bool:
+        """Whether this node takes its tasks from a file, and needs no Kafka."""
+        return self.skald_mode != "node"
 
     @property
     def runs_workers(self) -> bool:

@@ -155,6 +155,15 @@ class Expired:
     revision: int
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A catalogue has the document of a task that waits for one. Written by a coordinator."""
+
+    task_id: str
+    cause: Cause
+    spec: TaskSpec
+
+
 Event = (
     Assign
     | Cancel
@@ -170,4 +179,5 @@ Event = (
     | Retry
     | Deadline
     | Expired
+    | Found
 )

@@ -115,6 +115,9 @@ async def everything(system: System, node: Node, task_id: str, redis_port: int) 
         seen["/api/events"] = ""
         while task_id not in seen["/api/events"]:  # the snapshot is not the first thing that is said
             seen["/api/events"] += (await stream.content.readuntil(b"\n\n")).decode()
+    code, body = await node.get(f"/api/tasks/{task_id}/logs")
+    assert (code, "it prints" in str(body)) == (200, True)
+    seen["the log over the web"] = str(body)
     client = Redis(port=redis_port, decode_responses=True)
     await until(lambda: client.exists(f"task:{task_id}:exception"), "Redis has the error")
     seen["redis"] = str([(name, of_redis(client, name)) for name in client.scan_iter()])
