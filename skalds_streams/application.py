@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import sys
 import threading
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ import structlog
 from faust.web.drivers import aiohttp as web_driver
 
 from skalds_streams.agents import assign, cancel, report, update_attachment
+from skalds_streams.edge.runtime import EdgeRuntime
 from skalds_streams.errors import ConfigError, SkaldsError
 from skalds_streams.logging import configure_logging, quiet_libraries
 from skalds_streams.proxy.access import tls_context
@@ -47,7 +49,7 @@ class Web(web_driver.Web):  # type: ignore[misc]  # faust has no types
 
 
 class SkaldBoot(faust.App.BootStrategy):  # type: ignore[misc]  # faust has no types
-    """Faust's services without consumer, producer, agents and tables: a skald is in no group."""
+    """Faust's services without consumer, producer, agents and tables: a skald is in no group, an edge has no Kafka."""
 
     enable_kafka = False
 
@@ -60,20 +62,24 @@ class SkaldsApp(faust.App):  # type: ignore[misc]  # faust has no types
 
     def __init__(self, settings: Settings) -> None:
         self.skalds = settings
-        self.runtime = Runtime(
-            settings,
-            consumer=lambda: self.consumer,
-            reading=lambda: bool(self.tables.actives_ready),
-            on_fatal=self._fatal,
-        )
+        self.runtime: Runtime | EdgeRuntime
+        if settings.is_edge:
+            self.runtime = EdgeRuntime(settings, on_fatal=self._fatal, on_done=_end_well)
+        else:
+            self.runtime = Runtime(
+                settings,
+                consumer=lambda: self.consumer,
+                reading=lambda: bool(self.tables.actives_ready),
+                on_fatal=self._fatal,
+            )
         super().__init__(f"{settings.topic_prefix}{settings.app}", **_options(settings))
         self.transport.Consumer = PositionedConsumer
-        if settings.coordinates:
-            self._declare()
+        if settings.coordinates and isinstance(self.runtime, Runtime):
+            self._declare(self.runtime)
         else:
             self.boot_strategy = SkaldBoot(self)
 
-    def _declare(self) -> None:
+    def _declare(self, runtime: Runtime) -> None:
         """The table and the agents of a coordinator."""
         settings = self.skalds
         self.table = OwnershipTable(
@@ -83,11 +89,11 @@ class SkaldsApp(faust.App):  # type: ignore[misc]  # faust has no types
             key_type=bytes,
             value_type=bytes,
             help="task → what is wanted of it and which skald holds it",
-            changelog_topic=self._raw_topic(self.runtime.topics.changelog),
+            changelog_topic=self._raw_topic(runtime.topics.changelog),
         )
-        self.table.attach(self.runtime.journals)
+        self.table.attach(runtime.journals)
         self.tables.add(self.table)
-        topics, offer = self.runtime.topics, self.runtime.journals.offer
+        topics, offer = runtime.topics, runtime.journals.offer
         for module, topic in (
             (assign, topics.assign),
             (cancel, topics.cancel),
@@ -130,9 +136,10 @@ class SkaldsApp(faust.App):  # type: ignore[misc]  # faust has no types
 
     def start_offset(self, tp: Any) -> int | None:
         """Where a partition of an input is read from; None when it is no input, or its journal is not open yet."""
-        if tp.topic not in self.runtime.topics.inputs:
+        runtime = self.runtime
+        if not isinstance(runtime, Runtime) or tp.topic not in runtime.topics.inputs:
             return None
-        return self.runtime.journals.next_offset(tp.topic, tp.partition)
+        return runtime.journals.next_offset(tp.topic, tp.partition)
 
     async def may_rejoin(self) -> bool:
         """Whether this process may join the group again, which has given it up."""
@@ -160,6 +167,11 @@ class SkaldsApp(faust.App):  # type: ignore[misc]  # faust has no types
         """
         _complain(error)
         os._exit(EXIT_REFUSED)
+
+
+def _end_well() -> None:
+    """As a person does: Faust's worker stops in order at a SIGTERM, with exit code 0."""
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _end_within(seconds: float) -> threading.Timer:

@@ -19,6 +19,7 @@
     ├── InvariantError         a row breaks a rule that must always hold
     ├── HostError              a worker host or the zygote does not answer as agreed
     │   └── NoHostError        this node has no host to run anything in
+    ├── TaskEndedError         the one task that this process is there for has failed
     └── DevClusterError        the embedded development cluster did not start
 
 What user code raises in a worker (`NonRetryableError`) lives in `skalds_streams.worker`.
@@ -95,6 +96,10 @@ class HostError(SkaldsError):
 
 class NoHostError(HostError):
     """This node has had no host for too long: its zygote does not come up, or can't fork. No fault of any task."""
+
+
+class TaskEndedError(SkaldsError):
+    """The one task that this process is there for has failed."""
 
 
 class DevClusterError(SkaldsError):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -21,7 +21,9 @@ from skalds_streams.coordinator.group import GroupQuestion, watch_membership
 from skalds_streams.coordinator.journal import JournalContext
 from skalds_streams.coordinator.journals import Journals
 from skalds_streams.coordinator.log import PartitionLog
+from skalds_streams.coordinator.task_source import FileCatalogue
 from skalds_streams.coordinator.timers import DueTimer
+from skalds_streams.core.due import no_catalogue
 from skalds_streams.errors import TopicResizedError
 from skalds_streams.model.codec import Limits
 from skalds_streams.projections.metrics import Metrics, MetricSources
@@ -32,6 +34,7 @@ from skalds_streams.proxy.reports import ReportSender
 from skalds_streams.proxy.topic_setup import ensure_topics
 from skalds_streams.settings import Settings
 from skalds_streams.skald import admission
+from skalds_streams.skald.background import Background
 from skalds_streams.skald.hosts import Catalogue
 from skalds_streams.skald.identity import Identity, claim_identity
 from skalds_streams.skald.node import SkaldNode
@@ -48,6 +51,11 @@ log = structlog.get_logger(__name__)
 def wall_ms() -> int:
     """The wall clock, in ms since the epoch."""
     return time.time_ns() // 1_000_000
+
+
+def limits_of(settings: Settings) -> Limits:
+    """The bounds on events."""
+    return Limits(settings.max_record_bytes, settings.max_ids_per_event, settings.max_attachments_bytes)
 
 
 class Runtime:
@@ -72,13 +80,20 @@ class Runtime:
         self.view = ClusterView(self.topics, self._client, settings.hold_beats, settings.agreed)
         self._sender = ReportSender(self.topics, self._client)
         self.journals = Journals(self._journal_context(GroupQuestion(consumer)), self._new_log, on_fatal)
+        file = settings.yaml_file if settings.coordinates else None
+        self._catalogue = FileCatalogue(file, limits_of(settings)) if file is not None else None
         self._timer = DueTimer(
-            self.journals, self.view.members, self._sender, wall_ms, retention_ms=settings.terminal_retention_ms
+            self.journals,
+            self.view.members,
+            self._sender,
+            wall_ms,
+            retention_ms=settings.terminal_retention_ms,
+            catalogue=self._catalogue.find if self._catalogue is not None else no_catalogue,
         )
         self.view.on_members(self._timer.wake)
         self.skald: SkaldNode | None = None
         self._redis: RedisProjection | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._background = Background(on_fatal)
         self._warnings: list[str] = []
         self.metrics = Metrics(self._metric_sources())
 
@@ -86,7 +101,7 @@ class Runtime:
         settings = self.settings
         return JournalContext(
             topics=self.topics,
-            limits=Limits(settings.max_record_bytes, settings.max_ids_per_event, settings.max_attachments_bytes),
+            limits=limits_of(settings),
             secrecy=Secrecy(
                 settings.secret_words,
                 settings.digest_key.get_secret_value().encode(),
@@ -110,6 +125,8 @@ class Runtime:
         """Everything that must stand before the consumer subscribes. Raises ConfigError, AdmissionError, KafkaError,
         HostError.
         """
+        if self._catalogue is not None:
+            await asyncio.to_thread(self._catalogue.open)
         tune_consumers()
         report = await ensure_topics(
             self.topics.specs(), self._client, replication_factor=self.settings.kafka_replication_factor
@@ -118,10 +135,10 @@ class Runtime:
         for warning in report.warnings:
             log.warning("topics.warning", text=warning)
         identity = await asyncio.to_thread(
-            claim_identity, self.settings.data_dir, self.settings.skald_id, on_wait=_WaitNotice()
+            claim_identity, self.settings.data_dir, self.settings.skald_id, on_wait=WaitNotice()
         )
-        self._spawn("partitions", self._watch_partitions())
-        self._spawn("view", self.view.run())
+        self._background.spawn("partitions", self._watch_partitions())
+        self._background.spawn("view", self.view.run())
         await self._sender.start()
         self.skald = SkaldNode(
             self.settings,
@@ -130,16 +147,18 @@ class Runtime:
             self.view,
             self._sender,
             identity,
-            spawn=self._spawn,
+            spawn=self._background.spawn,
             now_ms=wall_ms,
             on_fatal=self._on_fatal,
         )
         await self.skald.start()
         self._redis = RedisProjection(self.settings, self.view, identity.skald_id, self._held)
-        self._spawn("redis", self._redis.run())
+        self._background.spawn("redis", self._redis.run())
         if self.settings.coordinates:
-            self._spawn("due", self._timer.run(lambda: self.view.members_caught_up))
-            self._spawn("group", watch_membership(self._consumer))
+            self._background.spawn("due", self._timer.run(lambda: self.view.members_caught_up))
+            if self._catalogue is not None:
+                self._background.spawn("catalogue", self._catalogue.run())
+            self._background.spawn("group", watch_membership(self._consumer))
         if self.settings.worker_modules and not self.settings.runs_workers:
             log.warning("workers.ignored", reason="SKALDS_ROLE=coordinator runs no workers")
         identity = self.skald.identity
@@ -150,22 +169,6 @@ class Runtime:
             await PartitionWatch(self.topics.specs(), self._client).run()
         except TopicResizedError as error:
             self.journals.halt(error)
-
-    def _spawn(self, name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(self._guarded(name, work), name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(lambda _: work.close())  # one that was cancelled before it began was never awaited
-        return task
-
-    async def _guarded(self, name: str, work: Coroutine[Any, Any, None]) -> None:
-        try:
-            await work
-        except asyncio.CancelledError:
-            raise
-        except BaseException as error:  # the edge of a background task: whatever it raises ends the process, loudly
-            log.exception("task.failed", task=name)
-            self._on_fatal(error)
 
     # -- stop ---------------------------------------------------------------------------------------------------------
     # -----------
@@ -191,10 +194,7 @@ class Runtime:
 
     async def close(self) -> None:
         """Stop the rest. Bounded in time."""
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._background.close()
         await self.journals.close()
         if self.skald is not None:
             await self.skald.stop()
@@ -224,6 +224,7 @@ class Runtime:
         down = self._redis is not None and self.settings.redis_enabled and not self._redis.up
         return [
             *self._warnings,
+            *(self._catalogue.problems if self._catalogue is not None else ()),
             *admission.banners(self.view, self.settings),
             *(["Redis does not answer: its keys are out of date, nothing else is affected."] if down else []),
         ]
@@ -262,7 +263,7 @@ class Runtime:
         )
 
 
-class _WaitNotice:
+class WaitNotice:
     """Says once that a former process is still ending."""
 
     said = False

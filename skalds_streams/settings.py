@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Mapping
 from functools import cached_property
 from ipaddress import ip_address
@@ -23,7 +24,10 @@ from skalds_streams.errors import ConfigError
 LEASE_MS = 20_000
 BEATS_A_LEASE = 10
 
+_OWN_SECRETS = ("KAFKA_PASSWORD", "REDIS_PASSWORD", "SKALDS_WEB_TOKEN", "SKALDS_DIGEST_KEY")
+
 Role = Literal["both", "coordinator", "skald"]
+Mode = Literal["node", "edge", "single_process"]
 
 
 class Settings(BaseSettings):
@@ -48,6 +52,10 @@ class Settings(BaseSettings):
     redis_host: str = Field("localhost", validation_alias=AliasChoices("REDIS_HOST", "redis_host"))
     redis_port: int = Field(6379, gt=0, lt=65536, validation_alias=AliasChoices("REDIS_PORT", "redis_port"))
     redis_password: SecretStr = Field(SecretStr(""), validation_alias=AliasChoices("REDIS_PASSWORD", "redis_password"))
+    skald_mode: Mode = Field("node", validation_alias=AliasChoices("SKALD_MODE", "skald_mode"))
+    """edge: runs the tasks of `yaml_file`, without Kafka. single_process: only the first of them, and ends with it."""
+    yaml_file: Path | None = Field(None, validation_alias=AliasChoices("YAML_FILE", "yaml_file"))
+    """Tasks in upstream's form (`model.task_file`)."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", validation_alias=AliasChoices("LOG_LEVEL", "log_level")
     )
@@ -90,6 +98,11 @@ class Settings(BaseSettings):
     """Key of the digests of parameters on taskworker.update; the same on every node."""
     secret_names: str = "password,passwd,secret,token,api_key,apikey,access_key,private_key,credential"  # noqa: S105  # names, not a secret
     """Parameters with one of these words in their name are masked wherever they leave a worker."""
+    secret_env: str = "SECRET_*"  # noqa: S105  # names, not a secret
+    """Comma-separated variables of this node that `secret("env:NAME")` in parameters may name; `*` at the end: all that
+    begin so. Whoever may publish events could read any other into a worker, this node's own passwords too."""
+    secrets_dirs: str = "/run/secrets,/var/run/secrets"
+    """Comma-separated directories with the files that `secret("file:/path")` may name; folders in them do not count."""
     max_record_bytes: int = Field(1_000_000, ge=1_000)
     max_ids_per_event: int = Field(10_000, ge=1)
     max_attachments_bytes: int = Field(256 * 1024, ge=100)
@@ -100,6 +113,42 @@ class Settings(BaseSettings):
     @classmethod
     def _blank_is_localhost(cls, value: object) -> object:
         return value if value is None or str(value).strip() else "localhost"
+
+    @field_validator("skald_mode", mode="before")
+    @classmethod
+    def _any_case(cls, value: object) -> object:
+        return value.strip().lower() or "node" if isinstance(value, str) else value
+
+    @field_validator("yaml_file", mode="before")
+    @classmethod
+    def _blank_is_none(cls, value: object) -> object:
+        return value if value is None or str(value).strip() else None
+
+    @model_validator(mode="after")
+    def _file_of_an_edge(self) -> Settings:
+        if self.is_edge and self.yaml_file is None:
+            raise ValueError(f"SKALD_MODE={self.skald_mode} needs YAML_FILE, the file of its tasks")
+        if self.is_edge and self.role == "coordinator":
+            raise ValueError(f"SKALD_MODE={self.skald_mode} runs workers, SKALDS_ROLE=coordinator runs none")
+        return self
+
+    @field_validator("secret_env")
+    @classmethod
+    def _own_secrets_stay(cls, value: str) -> str:
+        for item in _items(value):
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*\*?", item):
+                raise ValueError("must be names of variables, comma-separated, each with or without a * at its end")
+            for own in _OWN_SECRETS:
+                if own == item or (item.endswith("*") and own.startswith(item[:-1])):
+                    raise ValueError(f"{item} would let any event read {own} of this node")
+        return value
+
+    @field_validator("secrets_dirs")
+    @classmethod
+    def _absolute(cls, value: str) -> str:
+        if not all(Path(item).is_absolute() for item in _items(value)):
+            raise ValueError("must be absolute paths, comma-separated")
+        return value
 
     @model_validator(mode="after")
     def _guard_open_web(self) -> Settings:
@@ -129,7 +178,7 @@ class Settings(BaseSettings):
 
     @property
     def worker_modules(self) -> tuple[str, ...]:
-        return tuple(name.strip() for name in self.workers.split(",") if name.strip())
+        return _items(self.workers)
 
     @property
     def advertised_url(self) -> str:
@@ -157,9 +206,22 @@ class Settings(BaseSettings):
         return frozenset(filter(None, values))
 
     @property
+    def secret_variables(self) -> tuple[str, ...]:
+        return _items(self.secret_env)
+
+    @property
+    def secret_directories(self) -> tuple[str, ...]:
+        return tuple(str(Path(item)) for item in _items(self.secrets_dirs))
+
+    @property
     def coordinates(self) -> bool:
         """Whether this node joins the consumer group and decides."""
-        return self.role != "skald"
+        return self.role != "skald" and not self.is_edge
+
+    @property
+    def is_edge(self) -> bool:
+        """Whether this node takes its tasks from a file, and needs no Kafka."""
+        return self.skald_mode != "node"
 
     @property
     def runs_workers(self) -> bool:
@@ -181,6 +243,10 @@ class Settings(BaseSettings):
     def agreed_hash(self) -> str:
         """Digest of `agreed`."""
         return hashlib.sha256("|".join(map(str, self.agreed.values())).encode()).hexdigest()[:12]
+
+
+def _items(text: str) -> tuple[str, ...]:
+    return tuple(item.strip() for item in text.split(",") if item.strip())
 
 
 def _is_loopback(host: str) -> bool:

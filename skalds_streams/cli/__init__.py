@@ -24,6 +24,7 @@ EXIT_INTERRUPTED = 130
 
 COMMANDS: Mapping[str, str] = {
     "dev": "Run the whole system on this machine: Kafka, Redis, a skald, example tasks.",
+    "edge": "Run the tasks of a YAML file on this machine, without Kafka.",
     "assign": "Start a task, or bring one that runs in line.",
     "update": "Change the parameters of a task while it runs.",
     "cancel": "Stop tasks.",

@@ -1,4 +1,4 @@
-"""Writes what is due (Lost, Retry) to skald.report: when membership changes, and every second as a net.
+"""Writes what is due (Lost, Retry, Found) to skald.report: when membership changes, and every second as a net.
 
 The same thing is not written again while its answer may still be on its way; if it got lost, it is written again.
 """
@@ -6,18 +6,19 @@ The same thing is not written again while its answer may still be on its way; if
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 from aiokafka.errors import KafkaError as ClientError
 
-from skalds_streams.coordinator.journal import Forwarder, Journal
-from skalds_streams.coordinator.journals import Journals
-from skalds_streams.core.due import RETENTION_MS, Due, Room, find_due, room_of
+from skalds_streams.coordinator.journal import Forwarder
+from skalds_streams.core.due import RETENTION_MS, Catalogue, Due, Room, find_due, no_catalogue, room_of
 from skalds_streams.core.membership import Members
+from skalds_streams.core.placement import Load
+from skalds_streams.core.row import Row
 
 PERIOD_S = 1.0
 SOON_S = 0.2
@@ -28,20 +29,37 @@ MOST_AT_ONCE = 1_000
 log = structlog.get_logger(__name__)
 
 
+class Decided(Protocol):
+    """What the timer looks at: a journal, or what stands for one where there is no Kafka."""
+
+    @property
+    def opened(self) -> asyncio.Event:
+        """Set while its rows are all there is."""
+
+    @property
+    def rows(self) -> Mapping[str, Row]:
+        """Its tasks."""
+
+    @property
+    def load(self) -> Load:
+        """What it has placed."""
+
+
 class DueTimer:
     """The loop over this process's rows."""
 
     def __init__(
         self,
-        journals: Journals,
+        journals: Iterable[Decided],
         members: Members,
         forwarder: Forwarder,
         now_ms: Callable[[], int],
         *,
         retention_ms: int = RETENTION_MS,
+        catalogue: Catalogue = no_catalogue,
     ) -> None:
-        """retention_ms: how long a row outlives its task's end."""
-        self._retention_ms = retention_ms
+        """retention_ms: how long a row outlives its task's end. catalogue: asked for tasks that only have an id."""
+        self._retention_ms, self._catalogue = retention_ms, catalogue
         self._journals, self._members, self._forwarder, self._now_ms = journals, members, forwarder, now_ms
         self._said: dict[tuple[str, str, int, int], int] = {}
         self._wake = asyncio.Event()
@@ -65,9 +83,9 @@ class DueTimer:
             except (ClientError, TimeoutError, OSError) as error:
                 log.warning("timers.not_written", error=repr(error))
 
-    def _due(self, journal: Journal, now_ms: int, room: Room) -> Iterator[Due]:
+    def _due(self, journal: Decided, now_ms: int, room: Room) -> Iterator[Due]:
         rows = list(journal.rows.values())
-        return find_due(rows, self._members, journal.load, now_ms, self._retention_ms, room)
+        return find_due(rows, self._members, journal.load, now_ms, self._retention_ms, room, self._catalogue)
 
     async def _look(self) -> None:
         now_ms = self._now_ms()
@@ -94,7 +112,9 @@ class DueTimer:
 
 
 def _document(due: Due, now_ms: int) -> dict[str, Any]:
+    task = {"task": due.task} if due.task is not None else {}
     return {
+        **task,
         "v": 1,
         "kind": due.kind,
         "task_id": due.task_id,

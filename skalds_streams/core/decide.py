@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from skalds_streams.core import events
+from skalds_streams.core.found import completed
 from skalds_streams.core.moves import let_go, moved, settled
 from skalds_streams.core.patch import merge_patch
 from skalds_streams.core.placement import Choice
@@ -76,6 +77,8 @@ def decide(row: Row | None, event: events.Event, context: Context) -> Decision:
         changed = _deadline(row, event, context)
     elif isinstance(event, events.Expired):
         changed = _expired(row, event)
+    elif isinstance(event, events.Found):
+        changed = completed(row, event.spec)
     else:
         changed = _report(row, event, context)
     if isinstance(changed, str):

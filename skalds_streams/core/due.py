@@ -10,7 +10,7 @@ for a task must not stop for a place that another gets; and so few at a time tha
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,7 +18,7 @@ from skalds_streams.core.membership import Members
 from skalds_streams.core.moves import let_go
 from skalds_streams.core.placement import Load, choose
 from skalds_streams.core.restarts import BACKOFF_LONGEST_MS
-from skalds_streams.core.row import Holder, Release, Row, Status, Wanted
+from skalds_streams.core.row import Holder, Json, Release, Row, Status, Wanted
 
 MOVES_AT_ONCE = 8
 """Tasks of drained skalds that one process has under way at a time: as many as a skald starts at once by default."""
@@ -31,7 +31,7 @@ RETENTION_MS = 7 * 24 * 3600 * 1000
 class Due:
     """One thing that is due for one row, as it stood when it was looked at."""
 
-    kind: Literal["Lost", "Drain", "Retry", "Deadline", "Expired"]
+    kind: Literal["Lost", "Drain", "Retry", "Deadline", "Expired", "Found"]
     task_id: str
     epoch: int
     incarnation: str
@@ -39,6 +39,17 @@ class Due:
     reason: str
     revision: int = 0
     deadline_at_ms: int = 0
+    task: Json | None = None
+    """The document that was found."""
+
+
+Catalogue = Callable[[str], tuple[Json, str] | None]
+"""Task id → (its Task document, where it stands), None when it has none. Must not block."""
+
+
+def no_catalogue(task_id: str) -> tuple[Json, str] | None:
+    """Of a process without one."""
+    return None
 
 
 @dataclass(slots=True)
@@ -77,6 +88,7 @@ def find_due(
     now_ms: int,
     retention_ms: int = RETENTION_MS,
     room: Room | None = None,
+    catalogue: Catalogue = no_catalogue,
 ) -> Iterator[Due]:
     """Everything that is due now, at most one thing a row.
 
@@ -96,7 +108,7 @@ def find_due(
             if due is not None:
                 yield due
         elif row.is_waiting:
-            due = _retry(row, members, load, now_ms)
+            due = _found(row, catalogue) or _retry(row, members, load, now_ms)
             if due is not None:
                 yield due
 
@@ -117,6 +129,13 @@ def _of_a_holder(row: Row, holder: Holder, members: Members, room: Room) -> Due 
         return None  # it runs on where it is rather than nowhere
     room.under_way += 1
     return Due("Drain", row.task_id, holder.epoch, holder.incarnation, row.attempt, f"{holder.skald_id} is drained")
+
+
+def _found(row: Row, catalogue: Catalogue) -> Due | None:
+    found = catalogue(row.task_id) if row.class_name is None else None
+    if found is None:
+        return None
+    return Due("Found", row.task_id, row.epoch, "", row.attempt, found[1], row.revision, task=found[0])
 
 
 def _retry(row: Row, members: Members, load: Load, now_ms: int) -> Due | None:

@@ -160,6 +160,15 @@ class Expired:
     revision: int
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A catalogue has the document of a task that waits for one. Written by a coordinator."""
+
+    task_id: str
+    cause: Cause
+    spec: TaskSpec
+
+
 Event = (
     Assign
     | Cancel
@@ -175,4 +184,5 @@ Event = (
     | Retry
     | Deadline
     | Expired
+    | Found
 )

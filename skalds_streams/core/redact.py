@@ -1,6 +1,8 @@
 """Masking of secrets in parameters and texts before they leave a worker's host: listed words in names, fields that a
 class declares as secret, userinfo in URLs, and the values of all of these wherever a text quotes them.
 
+A reference to a secret (`core.references`) is no secret, and stays.
+
 A *path* names a field that a class declares as secret: names joined by dots, `*` for every element of a list or object
 ("login.pin", "cameras.*.key").
 """
@@ -10,6 +12,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
+
+from skalds_streams.core.references import is_reference
 
 MASK = "***"
 EVERYTHING = ("*",)
@@ -42,14 +46,11 @@ def cleaner(parameters: Any, words: Collection[str], paths: Collection[str] = ()
 
     A user's exception likes to quote what it was given, so the secret values themselves are looked for.
     """
-    values = sorted(secret_values(parameters, words, paths), key=len, reverse=True)
+    hide = hider(secret_values(parameters, words, paths))
 
     def clean(value: Any) -> Any:
         if isinstance(value, str):
-            text = redact_text(value)
-            for secret in values:
-                text = text.replace(secret, MASK)
-            return text
+            return hide(value)
         if isinstance(value, dict):
             return {key: clean(item) for key, item in value.items()}
         if isinstance(value, list | tuple):
@@ -64,10 +65,26 @@ def secret_values(parameters: Any, words: Collection[str], paths: Collection[str
     return frozenset(_secret_values(parameters, redact(parameters, words, paths)))
 
 
+def hider(values: Collection[str]) -> Callable[[str], str]:
+    """A function that masks in a text these values, also as `repr` spells them, and the userinfo of URLs."""
+    spelled = {spelling for value in values for spelling in (value, repr(value)[1:-1])}
+    longest_first = sorted(spelled, key=len, reverse=True)
+
+    def hide(text: str) -> str:
+        text = redact_text(text)
+        for secret in longest_first:
+            text = text.replace(secret, MASK)
+        return text
+
+    return hide
+
+
 def _redact(value: Any, words: Collection[str]) -> Any:
     if isinstance(value, dict):
         return {
-            key: MASK if _names_secret(str(key), words) and item not in (None, "") else _redact(item, words)
+            key: MASK
+            if _names_secret(str(key), words) and item not in (None, "") and not is_reference(item)
+            else _redact(item, words)
             for key, item in value.items()
         }
     if isinstance(value, list | tuple):
@@ -84,7 +101,7 @@ def _names_secret(name: str, words: Collection[str]) -> bool:
 
 def _mask_at(value: Any, names: list[str]) -> Any:
     """Mask what is at a path. In a document of another shape than its class wants more is masked, not less."""
-    if value in (None, ""):
+    if value in (None, "") or is_reference(value):
         return value
     if not names:
         return MASK

@@ -20,28 +20,23 @@ from skalds_streams.errors import WireError
 from skalds_streams.model.deadletter import redrive_reason
 from skalds_streams.model.event import TaskEvent
 from skalds_streams.model.record import Record
-from skalds_streams.model.task import Task
+from skalds_streams.model.specs import (
+    MAX_NAME,
+    check_attachments,
+    check_spec,
+    errors_text,
+    integer,
+    json_size,
+    json_type,
+    task_spec,
+)
+from skalds_streams.model.specs import Limits as Limits
 from skalds_streams.topics import Topics
 
 MAX_TASK_ID_BYTES = 512
 MAX_TEXT = 2_048
-MAX_NAME = 512
-"""Characters of a class name, a skald id, a label."""
-MAX_LABELS = 64
 MAX_STEPS = 20
 MAX_ERROR_BYTES = 64 * 1024
-MAX_INTEGER = 2**53
-"""What every JSON reader keeps exact; a row with more could not even be written."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Bounds on what comes from outside. `fan_out_bytes`: parameters of an update times the tasks that it names."""
-
-    record_bytes: int = 1_000_000
-    ids_per_event: int = 10_000
-    attachments_bytes: int = 256 * 1024
-    fan_out_bytes: int = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +68,8 @@ def _object(value: bytes) -> dict[str, Any]:
     except orjson.JSONDecodeError as error:
         raise WireError(f"not JSON: {error}") from None
     if not isinstance(doc, dict):
-        raise WireError(f"not a JSON object but {_json_type(doc)}")
+        raise WireError(f"not a JSON object but {json_type(doc)}")
     return doc
-
-
-def _json_type(value: object) -> str:
-    names = {list: "an array", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
-    return "null" if value is None else names.get(type(value), type(value).__name__)
 
 
 # -- commands
@@ -101,7 +91,7 @@ def _parse_command(record: Record, doc: dict[str, Any], topics: Topics, limits: 
     kind = {topics.assign: "Assign", topics.cancel: "Cancel", topics.update: "Update"}[record.topic]
     specs = _specs(event, limits) if kind == "Assign" else {}
     if kind == "Update":
-        size = _check_attachments(event.attachments, limits, required=True)
+        size = check_attachments(event.attachments, limits, required=True)
         if size * len(ids) > limits.fan_out_bytes:
             raise WireError(
                 f"{len(ids)} ids times {size} bytes of attachments, the limit is {limits.fan_out_bytes}: send several"
@@ -125,13 +115,7 @@ def _task_event(doc: dict[str, Any]) -> TaskEvent:
     try:
         return TaskEvent.model_validate(doc)
     except ValidationError as error:
-        raise WireError("not a TaskEvent: " + _errors(error)) from None
-
-
-def _errors(error: ValidationError) -> str:
-    items = error.errors(include_input=False, include_url=False)
-    shown = [f"{'.'.join(map(str, item['loc'])) or 'value'}: {item['msg']}" for item in items[:5]]
-    return "; ".join(shown) + (f"; and {len(items) - 5} more" if len(items) > 5 else "")
+        raise WireError("not a TaskEvent: " + errors_text(error)) from None
 
 
 def _key_as_id(record: Record) -> str:
@@ -150,86 +134,18 @@ def _check_id(task_id: str) -> None:
         raise WireError("not a task id: a lone surrogate is no UTF-8")
 
 
-def _check_attachments(attachments: Any, limits: Limits, *, required: bool = False) -> int:
-    """Returns their size as JSON."""
-    if attachments is None:
-        if required:
-            raise WireError("attachments is missing: an update carries the new parameters")
-        return 0
-    if not isinstance(attachments, dict):
-        raise WireError(f"attachments must be an object, not {_json_type(attachments)}")
-    size = _json_size(attachments)
-    if size is None:
-        raise WireError("attachments are nested too deep to be written down (about 250 levels)")
-    if size > limits.attachments_bytes:
-        raise WireError(
-            f"attachments have {size} bytes, the limit is {limits.attachments_bytes} (SKALDS_MAX_ATTACHMENTS_BYTES)"
-        )
-    return size
-
-
-def _json_size(value: Any) -> int | None:
-    """Bytes as JSON; None for what can be read but not written: with four levels of documents around it, too deep."""
-    try:
-        return len(orjson.dumps([[[[value]]]])) - 8
-    except orjson.JSONEncodeError:
-        return None
-
-
 def _specs(event: TaskEvent, limits: Limits) -> dict[str, events.TaskSpec]:
     specs: dict[str, events.TaskSpec] = {}
     for at, item in enumerate(event.tasks or ()):
         try:
-            task = Task.model_validate(item)
-        except ValidationError as error:
-            raise WireError(f"tasks[{at}] is not a Task: " + _errors(error)) from None
-        attachments = task.attachments
-        if attachments is not None and not isinstance(attachments, dict):
-            attachments = attachments.model_dump(mode="json", by_alias=True)
-        _check_attachments(attachments, limits)
-        specs[task.id] = spec = events.TaskSpec(
-            class_name=task.class_name,
-            attachments=attachments,
-            recipient=task.executor or None,
-            requires=task.requires,
-            weight=task.weight,
-            priority=task.priority,
-            max_restarts=task.max_restarts,
-            deadline_at_ms=task.deadline_date_time if "deadline_date_time" in task.model_fields_set else None,
-        )
-        try:
-            _check_spec(spec)
-        except ValueError as error:
-            raise WireError(f"tasks[{at}]: {error}") from None
+            task_id, spec = task_spec(item, limits)
+        except WireError as error:
+            raise WireError(f"tasks[{at}]{error}") from None
+        specs[task_id] = spec
     unnamed = specs.keys() - set(event.task_ids)
     if unnamed:
         raise WireError(f"tasks describes {sorted(unnamed)[0]!r}, which taskIds does not name")
     return specs
-
-
-def _check_spec(spec: events.TaskSpec) -> None:
-    """What decide and the row rely on. Raises ValueError."""
-    for name in ("class_name", "recipient"):
-        text = getattr(spec, name)
-        if text is not None and not (isinstance(text, str) and len(text) <= MAX_NAME):
-            raise ValueError(f"{name} must be a text of at most {MAX_NAME} characters")
-    for name, least in (("weight", 1), ("priority", 0), ("max_restarts", 0), ("deadline_at_ms", 0)):
-        number = getattr(spec, name)
-        if number is not None and _integer(number) < least:
-            raise ValueError(f"{name} must be at least {least}")
-    labels = spec.requires
-    if labels is not None and not (isinstance(labels, dict) and len(labels) <= MAX_LABELS and _are_names(labels)):
-        raise ValueError(f"requires must be at most {MAX_LABELS} labels with texts of at most {MAX_NAME} characters")
-
-
-def _are_names(labels: Mapping[Any, Any]) -> bool:
-    return all(isinstance(item, str) and len(item) <= MAX_NAME for pair in labels.items() for item in pair)
-
-
-def _integer(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or abs(value) > MAX_INTEGER:
-        raise ValueError(f"not a whole number, or above {MAX_INTEGER}")
-    return value
 
 
 def _command(
@@ -310,25 +226,25 @@ def _forwarded(
 ) -> events.Assign | events.Cancel | events.Update:
     command, came = doc["command"], doc["cause"]
     topic = {"Assign": topics.assign, "Cancel": topics.cancel, "Update": topics.update}[command]
-    partition = _integer(came["partition"])
+    partition = integer(came["partition"])
     if came["topic"] != topic or not 0 <= partition < topics.partitions:
         raise ValueError(f"{command} does not come from {topic}")
-    at_ms, reason = _integer(came["at_ms"]), _reason(record, came.get("reason"))
+    at_ms, reason = integer(came["at_ms"]), _reason(record, came.get("reason"))
     cause = Cause(command, record.topic, record.partition, record.offset, at_ms, reason)
-    origin: dict[str, Any] = {"origin": f"{topic}/{partition}", "origin_offset": _integer(came["offset"])}
+    origin: dict[str, Any] = {"origin": f"{topic}/{partition}", "origin_offset": integer(came["offset"])}
     if command == "Cancel":
         return events.Cancel(task_id, cause, **origin)
     if command == "Update":
-        _check_attachments(doc["attachments"], limits, required=True)
+        check_attachments(doc["attachments"], limits, required=True)
         return events.Update(task_id, cause, attachments=doc["attachments"], merge=bool(doc.get("merge")), **origin)
     given = doc.get("spec") or {}
     spec = events.TaskSpec(**{name: given.get(name) for name in _SPEC_FIELDS})
-    _check_spec(spec)
-    _check_attachments(spec.attachments, limits)
+    check_spec(spec)
+    check_attachments(spec.attachments, limits)
     recipient = doc.get("recipient") or None
     to = doc.get("to") or None
     for name in (recipient, to):
-        _check_spec(events.TaskSpec(recipient=name))
+        check_spec(events.TaskSpec(recipient=name))
     return _assign(task_id, cause, spec=spec, recipient=recipient, action=doc.get("action"), to=to, **origin)
 
 
@@ -356,27 +272,29 @@ def _parse_report(record: Record, doc: dict[str, Any], topics: Topics, limits: L
     try:
         if kind == "Forwarded":
             return [_forwarded(record, doc, task_id, topics, limits)]
-        return [_report(record, doc, task_id)]
+        return [_report(record, doc, task_id, limits)]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        named = kind[:40] if isinstance(kind, str) else _json_type(kind)
+        named = kind[:40] if isinstance(kind, str) else json_type(kind)
         raise WireError(f"not a {named} report: {type(error).__name__}: {error}") from None
 
 
-def _report(record: Record, doc: dict[str, Any], task_id: str) -> events.Event:
+def _report(record: Record, doc: dict[str, Any], task_id: str, limits: Limits) -> events.Event:
     kind = doc["kind"]
-    if kind not in _RUN_REPORTS and kind not in ("Retry", "Deadline", "Expired"):
+    if kind not in _RUN_REPORTS and kind not in ("Retry", "Deadline", "Expired", "Found"):
         raise ValueError("unknown kind")
     reason = _reason(record, doc.get("reason"))
     cause = Cause(kind, record.topic, record.partition, record.offset, record.timestamp_ms, reason)
+    if kind == "Found":
+        return events.Found(task_id, cause, _found(doc["task"], task_id, limits))
     if kind == "Retry":
-        return events.Retry(task_id, cause, _integer(doc["epoch"]), _integer(doc["attempt"]))
+        return events.Retry(task_id, cause, integer(doc["epoch"]), integer(doc["attempt"]))
     if kind == "Deadline":
-        return events.Deadline(task_id, cause, _integer(doc["deadline_at_ms"]))
+        return events.Deadline(task_id, cause, integer(doc["deadline_at_ms"]))
     if kind == "Expired":
-        return events.Expired(task_id, cause, _integer(doc["revision"]))
+        return events.Expired(task_id, cause, integer(doc["revision"]))
     more: dict[str, Any] = {}
     if kind in ("Running", "Applied", "Refused"):
-        more["version"] = _integer(doc["version"])
+        more["version"] = integer(doc["version"])
     if kind in ("Refused", "Failed"):
         more["error"] = _error(doc.get("error"))
     if kind == "Failed":
@@ -384,7 +302,14 @@ def _report(record: Record, doc: dict[str, Any], task_id: str) -> events.Event:
     if kind == "Stopped":
         more["steps"] = tuple(str(_text(item)) for item in (doc.get("steps") or ())[:MAX_STEPS])
         more["elsewhere"] = bool(doc.get("elsewhere"))
-    return _RUN_REPORTS[kind](task_id, cause, _integer(doc["epoch"]), str(doc["incarnation"])[:MAX_NAME], **more)
+    return _RUN_REPORTS[kind](task_id, cause, integer(doc["epoch"]), str(doc["incarnation"])[:MAX_NAME], **more)
+
+
+def _found(document: Any, task_id: str, limits: Limits) -> events.TaskSpec:
+    named, spec = task_spec(document, limits)
+    if named != task_id:
+        raise ValueError("its document is of another task")
+    return spec
 
 
 def _error(error: Any) -> dict[str, Any] | None:
@@ -393,7 +318,7 @@ def _error(error: Any) -> dict[str, Any] | None:
         return None
     if not isinstance(error, dict):
         raise ValueError("error must be an object")  # noqa: TRY004  # becomes a WireError
-    size = _json_size(error)
+    size = json_size(error)
     if size is not None and size <= MAX_ERROR_BYTES:
         return error
     return {"type": _text(error.get("type")), "message": _text(error.get("message")), "field": None, "traceback": []}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 from aiokafka import AIOKafkaProducer
@@ -16,6 +16,13 @@ from aiokafka.errors import KafkaError as ClientError
 from skalds_streams.core.partition import partition_of
 from skalds_streams.proxy.client import check_alive, look_at
 from skalds_streams.topics import Topics
+
+
+class ReportSink(Protocol):
+    """Takes reports, and returns when they can't be lost any more."""
+
+    async def send_reports(self, docs: Sequence[tuple[str, dict[str, Any]]]) -> None:
+        """docs: (task id, document)."""
 
 
 class ReportSender:

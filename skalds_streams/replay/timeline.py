@@ -240,7 +240,7 @@ def _may_come_back(row: Row) -> bool:
 
 def _given(event: events.Event | None) -> Json | None:
     """All parameters that the event itself carries; None when it carries none, or a part of them."""
-    if isinstance(event, events.Assign):
+    if isinstance(event, events.Assign | events.Found):
         return event.spec.attachments
     if isinstance(event, events.Update) and not event.merge and isinstance(event.attachments, dict):
         return event.attachments

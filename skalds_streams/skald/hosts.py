@@ -33,6 +33,7 @@ from skalds_streams.skald.host import ExitInfo, Host, OnEvent, RunSpec
 from skalds_streams.skald.logs import TaskLogs
 from skalds_streams.worker.channel import Channel
 from skalds_streams.worker.frames import Frame
+from skalds_streams.worker.secrets import SecretPolicy
 
 __all__ = ["Catalogue", "ExitInfo", "Host", "HostPool", "OnEvent", "RunSpec"]
 
@@ -133,10 +134,14 @@ class HostPool:
         python: str = sys.executable,
         log: Any = None,
         logs: TaskLogs | None = None,
+        secrets: SecretPolicy | None = None,
     ) -> None:
-        """logs: take what the workers print; None: that goes where this process's goes."""
+        """logs: take what the workers print; None: that goes where this process's goes. secrets: what references in
+        parameters may read; None: nothing.
+        """
         self._logs = logs
         self._command = [python, "-m", "skalds_streams.worker.zygote", "--modules", ",".join(modules)]
+        self._command += ["--secrets", secrets.to_text()] if secrets is not None else []
         self._lock_fds = [] if lock_fd is None else [lock_fd]
         self._spares = spares
         self._log = log if log is not None else structlog.get_logger("skalds.hosts")

@@ -12,6 +12,7 @@ import asyncio
 import hashlib
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -34,6 +35,7 @@ from skalds_streams.skald.supervisor import Supervisor
 from skalds_streams.topics import Topics
 from skalds_streams.version import __version__
 from skalds_streams.view.cluster import ClusterView
+from skalds_streams.worker.secrets import SecretPolicy
 
 FLUSH_S = 2.0
 STOP_S = 5.0
@@ -63,9 +65,8 @@ class SkaldNode:
         ends the process in order.
         """
         self.identity, self._settings, self._view, self._spawn = identity, settings, view, spawn
-        self._log_dir = (settings.data_dir / "logs" / file_name(identity.skald_id)).absolute()
-        self.log_files = LogFiles(self._log_dir, max_bytes=settings.log_max_bytes, most=settings.log_files_most)
-        self.pool = HostPool(modules=settings.worker_modules, lock_fd=identity.lock_fd, logs=self._task_logs())
+        self.log_files = log_files_of(settings, identity)
+        self.pool = pool_of(settings, identity, view, self.log_files)
         self.lease = Lease(settings.lease_ms, settings.beat_ms, self.pool.renew)
         self._reporter = Reporter(sender, skald_id=identity.skald_id, incarnation=identity.incarnation, now_ms=now_ms)
         self.supervisor = Supervisor(
@@ -93,17 +94,6 @@ class SkaldNode:
         self._beating: asyncio.Task[None] | None = None
         self._settling: asyncio.Task[None] | None = None
 
-    def _task_logs(self) -> TaskLogs:
-        """A log is kept as long as the row of its task."""
-        view = self._view
-        return TaskLogs(
-            self.log_files,
-            words=self._settings.secret_words,
-            own_secrets=self._settings.secret_values,
-            is_wanted=lambda task_id: not view.is_caught_up or task_id in view.rows,
-            wanted_ids=lambda: list(view.rows),
-        )
-
     async def start(self) -> None:
         """Load the workers and begin to beat. Raises AdmissionError when this process may not take part, HostError when
         no worker host can be had.
@@ -114,7 +104,7 @@ class SkaldNode:
         if self.admission.obstacle is not None:
             await self._wait()
         if self._settings.runs_workers:
-            await self._load()
+            await load_workers(self.pool, self._settings, self.identity)
         self._takes_part = True
         if self._beating is None:
             self._beat()
@@ -122,12 +112,6 @@ class SkaldNode:
         if self._settings.runs_workers:
             self._spawn("reporter", self._reporter.run())
             self._spawn("supervisor", self.supervisor.run())
-
-    async def _load(self) -> None:
-        await asyncio.to_thread(self._log_dir.mkdir, parents=True, exist_ok=True)
-        catalogue = await self.pool.start()
-        for module, trace in catalogue.not_loadable.items():
-            log.error("workers.not_loadable", module=module, error=trace.strip().splitlines()[-1])
 
     async def _wait(self) -> None:
         """Beat, so that who is gone grows old, until this process may take part."""
@@ -194,27 +178,12 @@ class SkaldNode:
         return members.stands(me) and members.is_drained(me.skald_id)
 
     def _describe(self) -> dict[str, Any]:
-        settings, catalogue = self._settings, self.catalogue
         return {
+            **described(self._settings, self.catalogue),
             "replaces": list(self.identity.replaces),
             "lapses": self.identity.lapses,
             "kept": self.supervisor.kept,
-            "classes": {name: _schema_hash(item) for name, item in catalogue.classes.items()} if catalogue else {},
-            "secret": {name: item["secret"] for name, item in catalogue.classes.items() if item.get("secret")}
-            if catalogue
-            else {},
-            "not_loadable": sorted(catalogue.not_loadable) if catalogue else [],
-            "labels": dict(settings.labels),
-            "capacity": settings.capacity if settings.runs_workers else 0,
-            "web": settings.advertised_url,
-            "role": settings.role,
-            "version": __version__,
-            "formats": 1,
-            "settings_hash": settings.agreed_hash,
-            "agreed": settings.agreed,
-            "cluster": settings.cluster,
-            "host": host_name(),
-            "take_over": settings.take_over and not self._takes_part,
+            "take_over": self._settings.take_over and not self._takes_part,
             "state": self._state,
         }
 
@@ -227,6 +196,56 @@ class SkaldNode:
     def held(self) -> Sequence[str]:
         """Ids of the tasks that run here."""
         return tuple(self.supervisor.held)
+
+
+def described(settings: Settings, catalogue: Catalogue | None) -> dict[str, Any]:
+    """What a heartbeat says of a process that stays as it is. catalogue: None while no workers are loaded."""
+    classes = catalogue.classes if catalogue is not None else {}
+    return {
+        "classes": {name: _schema_hash(item) for name, item in classes.items()},
+        "secret": {name: item["secret"] for name, item in classes.items() if item.get("secret")},
+        "not_loadable": sorted(catalogue.not_loadable) if catalogue is not None else [],
+        "labels": dict(settings.labels),
+        "capacity": settings.capacity if settings.runs_workers else 0,
+        "web": settings.advertised_url,
+        "role": settings.role,
+        "version": __version__,
+        "formats": 1,
+        "settings_hash": settings.agreed_hash,
+        "agreed": settings.agreed,
+        "cluster": settings.cluster,
+        "host": host_name(),
+    }
+
+
+def log_files_of(settings: Settings, identity: Identity) -> LogFiles:
+    """Where the logs of this node's tasks are."""
+    return LogFiles(_log_dir(settings, identity), max_bytes=settings.log_max_bytes, most=settings.log_files_most)
+
+
+def pool_of(settings: Settings, identity: Identity, view: ClusterView, log_files: LogFiles) -> HostPool:
+    """The pool of this node, not started. A log is kept as long as the row of its task."""
+    logs = TaskLogs(
+        log_files,
+        words=settings.secret_words,
+        own_secrets=settings.secret_values,
+        is_wanted=lambda task_id: not view.is_caught_up or task_id in view.rows,
+        wanted_ids=lambda: list(view.rows),
+    )
+    policy = SecretPolicy(settings.secret_variables, settings.secret_directories, sorted(settings.secret_words))
+    return HostPool(modules=settings.worker_modules, lock_fd=identity.lock_fd, logs=logs, secrets=policy)
+
+
+async def load_workers(pool: HostPool, settings: Settings, identity: Identity) -> None:
+    """Start the pool, and say what can't be loaded. Raises HostError."""
+    await asyncio.to_thread(_log_dir(settings, identity).mkdir, parents=True, exist_ok=True)
+    catalogue = await pool.start()
+    for module, trace in catalogue.not_loadable.items():
+        log.error("workers.not_loadable", module=module, error=trace.strip().splitlines()[-1])
+
+
+def _log_dir(settings: Settings, identity: Identity) -> Path:
+    return (settings.data_dir / "logs" / file_name(identity.skald_id)).absolute()
 
 
 async def _ended(task: asyncio.Task[None] | None) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import structlog
 from aiokafka.errors import KafkaError as ClientError
 
-from skalds_streams.proxy.reports import ReportSender
+from skalds_streams.proxy.reports import ReportSink
 
 AGAIN_S = 0.5
 MOST_AT_ONCE = 500
@@ -24,7 +24,7 @@ log = structlog.get_logger(__name__)
 class Reporter:
     """A queue before skald.report. Its length is bounded by what runs here: a run says a handful of things."""
 
-    def __init__(self, sender: ReportSender, *, skald_id: str, incarnation: str, now_ms: Callable[[], int]) -> None:
+    def __init__(self, sender: ReportSink, *, skald_id: str, incarnation: str, now_ms: Callable[[], int]) -> None:
         self._sender, self._skald_id, self._incarnation, self._now_ms = sender, skald_id, incarnation, now_ms
         self._queue: deque[tuple[str, dict[str, Any]]] = deque()
         self._wake = asyncio.Event()

@@ -23,13 +23,16 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Callable
+from functools import partial
 from io import TextIOWrapper
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from skalds_streams.worker import kernel, outcome
 from skalds_streams.worker.frames import Frame, recv_frame, send_frame
 from skalds_streams.worker.registry import Registry
 from skalds_streams.worker.run import Run
+from skalds_streams.worker.secrets import SecretPolicy, Secrets
 from skalds_streams.worker.stopper import Stopper
 
 FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT}
@@ -39,8 +42,8 @@ FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SI
 class Host:
     """This process's side of the conversation with the skald."""
 
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
+    def __init__(self, sock: socket.socket, policy: SecretPolicy) -> None:
+        self._sock, self._policy = sock, policy
         self._lock = threading.Lock()
         self._closed = False
         self._stopper = Stopper()
@@ -67,7 +70,9 @@ class Host:
             self.send({"op": "failed", "error": error, "retryable": True}, last=True)
             return
         configure_logging()
-        self._run = Run(worker_class, frame, send=self.send, stopper=self._stopper)
+        secrets = Secrets(self._policy, worker_class.secret)
+        mask_output(secrets.clean)
+        self._run = Run(worker_class, frame, send=self.send, stopper=self._stopper, secrets=secrets)
         threading.Thread(target=self._read, name="skald-io", daemon=True).start()
         self.send(self._run.execute(), last=True)
 
@@ -152,10 +157,10 @@ def die() -> NoReturn:
     os._exit(1)
 
 
-def host_main(sock: socket.socket, registry: Registry) -> NoReturn:
+def host_main(sock: socket.socket, registry: Registry, policy: SecretPolicy) -> NoReturn:
     """The whole of a host's life, after the fork."""
     atexit._clear()  # what the zygote's modules registered is the zygote's
-    Host(sock).serve(registry)
+    Host(sock, policy).serve(registry)
     leave(0)
 
 
@@ -185,6 +190,19 @@ def configure_logging() -> None:
     """
     if not logging.root.handlers:
         logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+
+
+def mask_output(clean: outcome.Clean) -> None:
+    """Leave the run's secrets out of what Python prints, logs included. The skald masks the output, too, but does not
+    know what references stand for.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        setattr(stream, "write", partial(_write_clean, stream.write, clean))  # noqa: B010  # mypy: a method
+
+
+def _write_clean(write: Callable[[str], int], clean: outcome.Clean, text: Any) -> int:
+    write(clean(text) if isinstance(text, str) else text)
+    return len(text)
 
 
 def flush_output() -> None:

@@ -2,12 +2,13 @@
 
 Rules: making it never raises, whatever the exception's own __str__ does. The message has at most MESSAGE_MAX_BYTES,
 the traceback is its last TRACEBACK_LINES lines without our own frames. Values of parameters are not repeated: they
-may be secrets.
+may be secrets. `clean` takes secrets out of a text; it comes before any cut, which could leave the half of one.
 """
 
 from __future__ import annotations
 
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,26 +20,28 @@ ELLIPSIS = "…".encode()
 TRACEBACK_LINES = 20
 TRACEBACK_LINE_MAX_CHARS = 500
 
+Clean = Callable[[str], str]
+
 _OWN_FILES = str(Path(__file__).parent)
 
 
-def describe(error: BaseException) -> dict[str, Any]:
+def describe(error: BaseException, clean: Clean = str) -> dict[str, Any]:
     """The document for what user code raised."""
     return {
         "type": type(error).__name__,
-        "message": message_of(error),
+        "message": message_of(error, clean),
         "field": None,
-        "traceback": _last_lines(error),
+        "traceback": _last_lines(error, clean),
     }
 
 
-def describe_invalid(error: ValidationError) -> dict[str, Any]:
+def describe_invalid(error: ValidationError, clean: Clean = str) -> dict[str, Any]:
     """The document for parameters that do not fit the model. `field` is the first wrong one, as a dotted location."""
     problems = error.errors(include_input=False, include_url=False, include_context=False)
     located = [(".".join(str(part) for part in problem["loc"]), problem["msg"]) for problem in problems]
     return {
         "type": "ValidationError",
-        "message": clip("; ".join(f"{field}: {text}" if field else text for field, text in located)),
+        "message": clip(clean("; ".join(f"{field}: {text}" if field else text for field, text in located))),
         "field": located[0][0] or None,
         "traceback": [],
     }
@@ -49,10 +52,10 @@ def simple(kind: str, message: str) -> dict[str, Any]:
     return {"type": kind, "message": clip(message), "field": None, "traceback": []}
 
 
-def message_of(error: BaseException) -> str:
-    """str(error), clipped."""
+def message_of(error: BaseException, clean: Clean = str) -> str:
+    """str(error), cleaned and clipped."""
     try:
-        return clip(str(error))
+        return clip(clean(str(error)))
     except Exception:  # noqa: BLE001  # a user's __str__ may raise
         return f"<{type(error).__name__} without a readable message>"
 
@@ -65,12 +68,12 @@ def clip(text: str) -> str:
     return data[: MESSAGE_MAX_BYTES - len(ELLIPSIS)].decode("utf-8", "ignore") + ELLIPSIS.decode()
 
 
-def _last_lines(error: BaseException) -> list[str]:
+def _last_lines(error: BaseException, clean: Clean) -> list[str]:
     try:
         text = "".join(traceback.format_exception(type(error), error, _without_own(error.__traceback__)))
     except Exception:  # noqa: BLE001  # a user's __str__ or a strange __cause__ may raise
         return []
-    lines = text.encode("utf-8", "replace").decode().splitlines()
+    lines = clean(text).encode("utf-8", "replace").decode().splitlines()
     return [line[:TRACEBACK_LINE_MAX_CHARS] for line in lines[-TRACEBACK_LINES:]]
 
 

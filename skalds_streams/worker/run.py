@@ -26,6 +26,7 @@ from skalds_streams.worker import outcome
 from skalds_streams.worker.baseclass import AFTER, BEFORE, MAIN, RELEASE, UPDATE, BaseTaskWorker, NonRetryableError
 from skalds_streams.worker.frames import Frame
 from skalds_streams.worker.registry import WorkerClass
+from skalds_streams.worker.secrets import SecretPolicy, Secrets, UnresolvedSecretError
 from skalds_streams.worker.stopper import REPEAT_MAX_S, Stopper, StopRun
 
 UPDATES_PENDING_MAX = 16
@@ -38,8 +39,15 @@ class Run:
     """One run of one worker. `execute` on the main thread, `update` from any."""
 
     def __init__(
-        self, worker_class: WorkerClass, frame: Frame, *, send: Callable[[Frame], None], stopper: Stopper
+        self,
+        worker_class: WorkerClass,
+        frame: Frame,
+        *,
+        send: Callable[[Frame], None],
+        stopper: Stopper,
+        secrets: Secrets | None = None,
     ) -> None:
+        self._secrets = secrets or Secrets(SecretPolicy(), worker_class.secret)
         self._class = worker_class
         self._frame = frame
         self._send = send
@@ -57,10 +65,10 @@ class Run:
         """Run it all. Main thread only."""
         try:
             data = self._validated(self._frame["attachments"])
-        except ValidationError as error:
-            return {"op": "failed", "error": outcome.describe_invalid(error), "retryable": False}
+        except UnresolvedSecretError as error:
+            return {"op": "failed", "error": self._told(error), "retryable": error.retryable}
         except Exception as error:  # noqa: BLE001  # a user's validator may raise anything; trying again gives the same
-            return {"op": "failed", "error": outcome.describe(error), "retryable": False}
+            return {"op": "failed", "error": self._told(error), "retryable": False}
         last = self._live(data)
         self._stopper.disarm()
         self._main_over = True
@@ -92,7 +100,16 @@ class Run:
                     self._updates.get_nowait()
 
     def _validated(self, attachments: dict[str, Any] | None) -> BaseModel:
-        return self._class.validate(attachments)
+        """With the values that references stand for. Raises UnresolvedSecretError, and what a model raises."""
+        return self._class.validate(self._secrets.resolve(attachments or {}))
+
+    def _told(self, error: BaseException) -> dict[str, Any]:
+        """The error document of parameters that were not taken."""
+        if isinstance(error, UnresolvedSecretError):
+            return {**outcome.simple("UnresolvedSecretError", str(error)), "field": error.field}
+        if isinstance(error, ValidationError):
+            return outcome.describe_invalid(error, self._secrets.clean)
+        return outcome.describe(error, self._secrets.clean)
 
     def _live(self, data: BaseModel) -> Frame:
         """Everything before the release."""
@@ -132,7 +149,11 @@ class Run:
             return {"op": "stopped"}
         if isinstance(error, SystemExit) and not error.code:
             return {"op": "finished"}
-        return {"op": "failed", "error": outcome.describe(error), "retryable": not isinstance(error, NonRetryableError)}
+        return {
+            "op": "failed",
+            "error": outcome.describe(error, self._secrets.clean),
+            "retryable": not isinstance(error, NonRetryableError),
+        }
 
     def _call(self, hook: Callable[..., Any] | None, *args: object) -> None:
         """Call a method of the worker so that a stop interrupts it."""
@@ -217,10 +238,8 @@ class Run:
             result = handler(self._validated(frame["attachments"]))
             if inspect.isawaitable(result):
                 self._await_beside_main(result)
-        except ValidationError as error:
-            return outcome.describe_invalid(error)
         except BaseException as error:  # noqa: BLE001  # user code may raise anything; main goes on
-            return outcome.describe(error)
+            return self._told(error)
         return None
 
     def _await_beside_main(self, awaitable: Awaitable[Any]) -> None:

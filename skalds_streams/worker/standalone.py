@@ -34,6 +34,7 @@ from skalds_streams.worker.host import configure_logging, leave
 from skalds_streams.worker.registry import NotLoadable, WorkerClass, check
 from skalds_streams.worker.run import Run
 from skalds_streams.worker.schema_words import Parameter, parameters
+from skalds_streams.worker.secrets import EVERYTHING, Secrets
 from skalds_streams.worker.stopper import Stopper
 
 FAILED, WRONG_USAGE = 1, 2
@@ -52,8 +53,9 @@ def main(worker_type: type[BaseTaskWorker[Any]], arguments: Sequence[str] | None
     stopper = _Stopper()
     stopper.install()
     threading.Thread(target=_look_after, args=(stopper, stopper.open_wakeup()), name="signals", daemon=True).start()
+    secrets = Secrets(EVERYTHING, described.secret)
     frame = {"task_id": mock_task_id(), "epoch": 0, "attachments": attachments, "version": 0}
-    last = Run(described, frame, send=_show, stopper=stopper).execute()
+    last = Run(described, frame, send=_show, stopper=stopper, secrets=secrets).execute()
     leave(_exit_code(last))
 
 

@@ -33,6 +33,7 @@ from skalds_streams.worker.frames import Frame, recv_frame, send_frame
 from skalds_streams.worker.host import flush_output, host_main
 from skalds_streams.worker.installed import offers
 from skalds_streams.worker.registry import Registry, load
+from skalds_streams.worker.secrets import SecretPolicy
 
 PARENT_DIED = signal.SIGUSR1
 
@@ -40,8 +41,8 @@ PARENT_DIED = signal.SIGUSR1
 class Zygote:
     """Forks on request, reports ends."""
 
-    def __init__(self, control: socket.socket, registry: Registry, *, parent: int) -> None:
-        self._control = control
+    def __init__(self, control: socket.socket, registry: Registry, policy: SecretPolicy, *, parent: int) -> None:
+        self._control, self._policy = control, policy
         self._registry = registry
         self._parent = parent
         self._hosts: dict[int, str] = {}
@@ -131,7 +132,7 @@ class Zygote:
             kernel.set_name("skald-host")
             gc.enable()
             reseed()
-            host_main(socket.socket(fileno=sock_fd), self._registry)
+            host_main(socket.socket(fileno=sock_fd), self._registry, self._policy)
         except BaseException:  # noqa: BLE001  # the fork must not run on as a second zygote
             traceback.print_exc()
         finally:
@@ -188,6 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="skalds_streams.worker.zygote")
     parser.add_argument("--fd", type=int, required=True, help="the skald's socket")
     parser.add_argument("--modules", default="", help="comma-separated modules with worker classes")
+    parser.add_argument("--secrets", default="", help="what references in parameters may read (SecretPolicy)")
     parser.add_argument("--parent", type=int, required=True, help="process id of the skald")
     options = parser.parse_args(arguments)
     os.set_inheritable(options.fd, False)
@@ -198,7 +200,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     gc.collect()
     gc.disable()
     gc.freeze()
-    Zygote(socket.socket(fileno=options.fd), registry, parent=options.parent).serve()
+    policy = SecretPolicy.from_text(options.secrets)
+    Zygote(socket.socket(fileno=options.fd), registry, policy, parent=options.parent).serve()
 
 
 if __name__ == "__main__":

@@ -113,3 +113,37 @@ class Lock(BaseTaskWorker[LockParams]):
     @run_main_handler
     def main(self) -> None:
         raise NonRetryableError(f"no door opens with {self.doors[0].pin.get_secret_value()}")
+
+
+class TellerParams(BaseModel):
+    pin: SecretStr
+    api_token: str
+    url: str
+    db: str
+    key: str
+    fail: bool = False
+
+
+class Teller(BaseTaskWorker[TellerParams]):
+    """Tells all its secrets: in its log, when it refuses an update, and when it fails."""
+
+    def initialize(self, data: TellerParams) -> None:
+        self.told = self._secrets(data)
+        self.fails = False
+
+    @run_main_handler
+    def main(self) -> None:
+        self.logger.info("it begins with %s", self.told)
+        print("it prints", *self.told, flush=True)
+        while not self.fails:
+            time.sleep(0.02)
+        raise NonRetryableError(f"it fails with {self.told}")
+
+    @update_event_handler
+    def update(self, data: TellerParams) -> None:
+        self.fails = data.fail
+        if not data.fail:
+            raise ValueError(f"it refuses {self._secrets(data)}")
+
+    def _secrets(self, data: TellerParams) -> list[str]:
+        return [data.pin.get_secret_value(), data.api_token, data.url, data.db, data.key]

@@ -165,3 +165,22 @@ async def test_two_skalds_share_the_work_and_one_that_leaves_hands_it_over(syste
         await system.status(f"t{number}", "Running", skald="a")
     row = await system.status("pinned", "Assigning", holder=None)
     assert row["attempt"] == 0
+
+
+async def test_a_task_that_events_only_name_is_found_in_the_file(system: System, tmp_path: Path) -> None:
+    file = tmp_path / "tasks.yaml"
+    file.write_text("TaskWorkers:\n  first: {className: Idle, attachments: {fps: 7}}\n")
+    node = system.node(YAML_FILE=str(file))
+    node.start()
+    await node.ready()
+    await system.assign("first", None)
+    await system.assign("later", None)
+    row = await system.status("first", "Running", applied_version=1)
+    assert row["attachments_masked"]["fps"] == 7
+    found = next(item for item in await system.history("first") if item["why"]["kind"] == "Found")
+    assert found["why"]["reason"] == f"{file}:2"
+    waiting = await system.status("later", "Assigning")
+    assert "no Task document" in str(waiting["waiting"])
+    file.write_text(file.read_text() + "  later: {className: OneShot}\n")
+    await system.status("later", "Finished")
+    assert await node.stop() == 0

@@ -20,7 +20,7 @@ MOVE_BYTES = 16
 MOVES_MOST = 20
 EPOCH_FLOOR, REVISION_FLOOR = 2, 7
 COMMANDS = ("assign", "cancel", "update")
-OURS = ("retry", "deadline", "expired")
+OURS = ("retry", "deadline", "expired", "found")
 """Kinds that coordinators write."""
 REPORTS: dict[str, Any] = {
     "running": events.Running,
@@ -82,6 +82,8 @@ class Move:
             return events.Deadline("t", cause, (row.deadline_at_ms if row else 0) + self.epoch)
         if self.kind == "expired":
             return events.Expired("t", cause, (row.revision if row else 0) + self.epoch)
+        if self.kind == "found":
+            return events.Found("t", cause, self.spec)
         return self._report(row, cause, epoch + self.epoch)
 
     def _report(self, row: Row | None, cause: Cause, epoch: int) -> events.Event:

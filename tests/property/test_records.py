@@ -45,6 +45,7 @@ VALID: Sequence[tuple[str, Mapping[str, Any]]] = (
     (TOPICS.report, {**RUN, "kind": "Retry", "attempt": 0}),
     (TOPICS.report, {**RUN, "kind": "Deadline", "deadline_at_ms": 5}),
     (TOPICS.report, {**RUN, "kind": "Expired", "revision": 3}),
+    (TOPICS.report, {**RUN, "kind": "Found", "task": {"id": "t", "className": "Cam", "source": "YAML"}}),
     (TOPICS.report, {"kind": "Forwarded", "task_id": "t", "command": "Assign", "cause": CAUSE, "spec": {"weight": 1}}),
     (
         TOPICS.report,

@@ -132,7 +132,7 @@ def pick(choices: Sequence[Any], byte: int) -> Any:
 
 COMMANDS = (TOPICS.assign, TOPICS.cancel, TOPICS.update)
 RUN_REPORTS = ("Running", "Applied", "Refused", "Stopped", "Failed", "Finished", "Lost")
-_OURS = ("Retry", "Deadline", "Expired")
+_OURS = ("Retry", "Deadline", "Expired", "Found")
 _KINDS = (
     *(*COMMANDS, TOPICS.assign, TOPICS.update, "worker update", "Forwarded"),
     *("Running", "Running", "Running", "Applied", *RUN_REPORTS, *_OURS),
@@ -206,12 +206,15 @@ def _report(kind: str, task_id: str, row: Row | None, data: bytes) -> dict[str, 
         doc["deadline_at_ms"] = row.deadline_at_ms if row else 0
     if kind == "Expired":
         doc["revision"] = (row.revision if row else 0) + off
+    if kind == "Found":
+        task = pick(_TASKS, data[11]) or {"className": "Cam"}
+        doc["task"] = {**task, "id": task_id, "source": "YAML", "attachments": pick(_PARAMETERS, data[12])}
     return doc
 
 
 def _fits(kind: str, row: Row) -> bool:
     """Whether a report of this kind could mean something to the row."""
-    if kind == "Retry":
+    if kind in ("Retry", "Found"):
         return row.is_waiting
     if kind == "Deadline":
         return row.deadline_at_ms > 0

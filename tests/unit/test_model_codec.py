@@ -12,9 +12,10 @@ from skalds_streams.core import events
 from skalds_streams.core.partition import partition_of
 from skalds_streams.core.row import Cause, Holder, Release, Row, Status, Wanted
 from skalds_streams.errors import WireError
-from skalds_streams.model.codec import MAX_ERROR_BYTES, MAX_INTEGER, Limits, Parsed, parse
+from skalds_streams.model.codec import MAX_ERROR_BYTES, Limits, Parsed, parse
 from skalds_streams.model.documents import Positions, decode_positions, decode_row, digest, encode_row, history_doc
 from skalds_streams.model.record import Record
+from skalds_streams.model.specs import MAX_INTEGER
 from skalds_streams.topics import Topics
 
 TOPICS = Topics.named(app="x", partitions=1)

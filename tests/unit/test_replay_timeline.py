@@ -177,6 +177,19 @@ def test_what_was_lived_is_rebuilt() -> None:
     assert rebuilt["cam-1"].status is Status.CANCELLED
 
 
+def test_what_a_catalogue_has_said_is_a_record_like_others() -> None:
+    world = World()
+    world.command(TOPICS.assign, "t")
+    world.report("t", "Found", task={"id": "t", "className": "Cam", "source": "YAML", "attachments": {"fps": 3}})
+    assert world.state.rows["t"].attachments == {"fps": 3}
+    steps, verdict = play(world.recording())
+    assert (len(steps), verdict.is_verified) == (2, True)
+    assert steps[-1].after.row == world.state.rows["t"]
+    later = world.recording()
+    steps, verdict = play(replace(later, history=later.history[1:]))
+    assert verdict.is_verified
+
+
 def test_forwarded_commands_are_found_at_their_reports() -> None:
     world = World()
     ids = [f"t{number}" for number in range(8)]
