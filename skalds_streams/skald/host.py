@@ -1,9 +1,10 @@
-"""One worker host, as the skald sees it: a socket, a pidfd, a process group.
+"""One worker host, as the skald sees it: a socket, a process group, and pidfds of the host and of its reaper.
 
-Rules: a host has ended only when its pidfd is readable *and* its process group is empty; until then `wait_ended`
-waits. What is left of the group is killed. Frames that the host sent are all delivered before it counts as ended. A
-host that has said how it ended, and does not exit, is killed after LINGER_S. The raw status comes from the zygote,
-the host's parent; without the zygote it is unknown.
+Rules: a host has ended only when both pidfds are readable *and* somebody has said that nothing of it is left: its
+reaper, which does so when it has no child any more, or, for a reaper that was killed, the zygote. Until then
+`wait_ended` waits. When the zygote is lost, the reaper's own end counts, and an empty process group. Frames that the
+host sent are all delivered before it counts as ended. A host that has said how it ended, and does not exit, is killed
+after LINGER_S.
 
 What does not live here: starting hosts (`hosts`), restarts, reports.
 """
@@ -27,8 +28,8 @@ from skalds_streams.worker.frames import Frame
 from skalds_streams.worker.kernel import group_is_empty, kill_group
 
 LINGER_S = 5.0
-STATUS_WAIT_S = 2.0
-"""How long the zygote's word on the exit status is waited for."""
+REAPER_NUDGE_S = 1.0
+"""How often a reaper that goes on is sent SIGCONT: somebody may have stopped it."""
 GROUP_POLL_S = 0.002
 GROUP_POLL_MAX_S = 0.1
 RAN_OUT = "its lease ran out: it held the GIL, or was stopped, for longer than a lease"
@@ -86,7 +87,15 @@ class Host:
     """A host process that has been forked. It idles until `begin`."""
 
     def __init__(
-        self, *, name: str, pid: int, pidfd: int, sock: socket.socket, log: Any, on_ended: Callable[[Host], None]
+        self,
+        *,
+        name: str,
+        pid: int,
+        pidfd: int,
+        reaper_fd: int,
+        sock: socket.socket,
+        log: Any,
+        on_ended: Callable[[Host], None],
     ) -> None:
         self.name = name
         self.pid = pid
@@ -97,6 +106,7 @@ class Host:
         self.leased_until_ms = 0
         """The lease that the host has taken in, in ms of CLOCK_BOOTTIME."""
         self._pidfd = pidfd
+        self._reaper_fd = reaper_fd
         self._log = log.bind(host_pid=pid)
         self._on_ended = on_ended
         self._on_event: OnEvent | None = None
@@ -105,11 +115,14 @@ class Host:
         """How the worker said that it ended."""
         self._loop = asyncio.get_running_loop()
         self._status: asyncio.Future[int | None] = self._loop.create_future()
+        self._is_told = False
+        self._reaper_gone = asyncio.Event()
         self._ended: asyncio.Future[ExitInfo] = self._loop.create_future()
         self._task: asyncio.Task[None] | None = None
         self._linger: asyncio.TimerHandle | None = None
         self._channel = Channel(sock, self._on_frame, self._on_channel_closed)
         self._loop.add_reader(pidfd, self._on_exit)
+        self._loop.add_reader(reaper_fd, self._on_reaper_exit)
 
     @property
     def ended(self) -> bool:
@@ -187,9 +200,17 @@ class Host:
             kill_group(self.pid)
 
     def exited(self, status: int | None) -> None:
-        """The zygote's word on how the process ended; None when the zygote is lost."""
+        """Its reaper's word: nothing is left, and how the process ended. None: the zygote's word, for a reaper that
+        was killed.
+        """
         if not self._status.done():
+            self._is_told = True
             self._status.set_result(status)
+
+    def orphaned(self) -> None:
+        """The zygote is lost, and with it the word of the reaper, which does its work all the same."""
+        if not self._status.done():
+            self._status.set_result(None)
 
     def abandon(self) -> None:
         """Let go of a host that does not end; only for a pool that is shutting down."""
@@ -235,20 +256,27 @@ class Host:
         self._channel.drain()
         self._task = self._loop.create_task(self._finish())
 
-    async def _finish(self) -> None:
-        await asyncio.wait({self._status}, timeout=STATUS_WAIT_S)
-        await self._empty_group()
-        self._close(self._exit_info())
+    def _on_reaper_exit(self) -> None:
+        self._loop.remove_reader(self._reaper_fd)
+        with suppress(ChildProcessError):  # it became our child if the zygote is lost and we are process 1
+            os.waitid(os.P_PIDFD, self._reaper_fd, os.WEXITED | os.WNOHANG)
+        self._reaper_gone.set()
 
-    def _exit_info(self) -> ExitInfo:
-        if self._status.done():
-            info = ExitInfo.of(self._status.result())
-        else:
-            info = ExitInfo(None, f"exit status unknown: the zygote does not answer in {STATUS_WAIT_S:g} s")
-        may_be = info.status == signal.SIGKILL or not self._status.done()
-        if may_be and not self.steps and self.is_leased and boottime_ms() >= self.leased_until_ms:
-            return ExitInfo(info.status, RAN_OUT)
-        return info
+    async def _finish(self) -> None:
+        while not self._reaper_gone.is_set():
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._reaper_fd, signal.SIGCONT)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(REAPER_NUDGE_S):
+                    await self._reaper_gone.wait()
+        await asyncio.wait({self._status})
+        if not self._is_told:
+            await self._empty_group()
+        info = ExitInfo.of(self._status.result())
+        ran_out = self.is_leased and boottime_ms() >= self.leased_until_ms
+        if ran_out and not self.steps and info.status == signal.SIGKILL:
+            info = ExitInfo(info.status, RAN_OUT)
+        self._close(info)
 
     async def _empty_group(self) -> None:
         pause_s = GROUP_POLL_S
@@ -260,8 +288,9 @@ class Host:
     def _close(self, info: ExitInfo) -> None:
         if self._linger is not None:
             self._linger.cancel()
-        self._loop.remove_reader(self._pidfd)
-        os.close(self._pidfd)
+        for fd in (self._pidfd, self._reaper_fd):
+            self._loop.remove_reader(fd)
+            os.close(fd)
         self._channel.close()
         if self._output is not None:
             self._output.finish(*_told(self._last_frame, info))

@@ -7,8 +7,8 @@
     await pool.stop()
 
 Rules: one loop, no threads. A host is held by its pidfd before it is released to run. A lost zygote takes its hosts
-down (the kernel kills them; each has ended only when its own group is empty) and is started again with backoff; `run`
-waits for it. At most one zygote runs. What does not live here: one host's life (`host`), what is to run where.
+down (their reapers kill them, and all that they started) and is started again with backoff; `run` waits for it. At
+most one zygote runs. What does not live here: one host's life (`host`), what is to run where.
 """
 
 from __future__ import annotations
@@ -291,7 +291,7 @@ class HostPool:
         self._drop_spawning()
         self._idle.clear()
         for host in list(self._hosts.values()):
-            host.exited(None)
+            host.orphaned()
             host.kill()
         starting = self._ready is None or not self._ready.done()
         self._ready = None
@@ -314,16 +314,26 @@ class HostPool:
             self._refill_soon()
         elif op == "exited" and (host := self._hosts.get(frame["host"])):
             host.exited(frame["status"])
+        elif op == "exited" and (sock := self._spawning.pop(frame["host"], None)):
+            sock.close()  # its reaper was killed before it could fork
+            self._refill_soon()
 
     def _on_spawned(self, frame: Frame) -> None:
         assert self._zygote is not None
-        pidfd = self._zygote.channel.take_fd()
+        pidfd, reaper_fd = self._zygote.channel.take_fd(), self._zygote.channel.take_fd()
         sock = self._spawning.pop(frame["host"], None)
         if sock is None:
             os.close(pidfd)
+            os.close(reaper_fd)
             return
         host = Host(
-            name=frame["host"], pid=frame["pid"], pidfd=pidfd, sock=sock, log=self._log, on_ended=self._on_host_ended
+            name=frame["host"],
+            pid=frame["pid"],
+            pidfd=pidfd,
+            reaper_fd=reaper_fd,
+            sock=sock,
+            log=self._log,
+            on_ended=self._on_host_ended,
         )
         self._hosts[host.name] = host
         self._offer(host)

@@ -1,5 +1,5 @@
-"""The child process that runs one worker. Forked by the zygote, it waits for a "run" frame, runs, and exits 0 after
-its last frame.
+"""The child process that runs one worker. Forked by its reaper, itself a fork of the zygote, it waits for a "run"
+frame, runs, and exits 0 after its last frame.
 
 The main thread runs user code; an I/O thread reads the socket; updates have a thread of their own. Rules:
 
@@ -7,8 +7,8 @@ The main thread runs user code; an I/O thread reads the socket; updates have a t
 - A kernel timer ends the process when the lease is not renewed. The I/O thread arms it anew, so that a worker which
   holds the GIL for a lease ends, too.
 - Nothing is sent after the last frame, and no frame is ever cut by a stop.
-- The process ends by `os._exit`: threads that user code left behind do not keep it. What they started dies with the
-  process group; what the main thread forked is killed by the kernel in the same moment.
+- The process ends by `os._exit`: threads that user code left behind do not keep it. What they started is killed by
+  the reaper; what the main thread forked is killed by the kernel in the same moment.
 
 What does not live here: the order of the hooks (`run`), forking (`zygote`).
 """

@@ -109,6 +109,36 @@ def kill_group(pgid: int, signum: int = signal.SIGKILL) -> bool:
     return True
 
 
+def kill_with_group(pid: int) -> None:
+    """SIGKILL a child of ours that we have not reaped, and its process group, in which nobody then gets to fork. Only
+    the process itself if it is in our group.
+    """
+    try:
+        group = os.getpgid(pid)
+        if group == os.getpgrp():
+            os.kill(pid, signal.SIGKILL)
+        else:
+            os.killpg(group, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        return
+
+
+def children() -> list[int]:
+    """Children of this process, which has one thread; zombies too. One may be left out when another ends meanwhile."""
+    me = os.getpid()
+    try:
+        return [int(pid) for pid in Path(f"/proc/self/task/{me}/children").read_text().split()]
+    except FileNotFoundError:  # a kernel without CONFIG_PROC_CHILDREN
+        return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit() and _parent(entry) == me]
+
+
+def _parent(process: Path) -> int | None:
+    try:
+        return int((process / "stat").read_text(errors="replace").rpartition(")")[2].split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
 def group_is_empty(pgid: int) -> bool:
     """No process of the group can run code any more. Zombies that nobody has reaped yet do not count."""
     try:

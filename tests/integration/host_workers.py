@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import fcntl
 import logging
 import os
 import queue
@@ -181,14 +182,14 @@ class Chatter(Base):
             self.sign("10 MB")
 
 
-class Escape(Base):
-    """Starts a program that leaves its process group, keeps its output open and outlives it."""
+class SaysBefore(Base):
+    """Prints a line."""
 
     @run_main_handler
     def main(self) -> None:
         print("before")
-        self.child = subprocess.Popen(["sleep", "600"], start_new_session=True)
-        self.sign(str(self.child.pid))
+        self.sign("printed")
+        time.sleep(600)
 
 
 class WithChild(Base):
@@ -257,3 +258,46 @@ class Fork(Base):
             time.sleep(600)
             os._exit(0)
         self.sign(str(pid))
+
+
+SLEEPER = "import time; time.sleep(600)"
+DAEMON = """
+import os, time
+if os.fork(): os._exit(0)
+os.setsid()
+if os.fork(): os._exit(0)
+time.sleep(600)
+"""
+COMET = """
+import os
+while True:
+    if os.fork(): os._exit(0)
+    os.setsid()
+"""
+"""Never the same process for longer than a fork takes, each in a session of its own."""
+
+
+class Runaways(Base):
+    """Starts what no process group holds. All of them have the lock on `<file>.lock`, until they end."""
+
+    @run_main_handler
+    def main(self) -> None:
+        lock = Path(self.params.file + ".lock").open("w")  # noqa: SIM115  # held to the end
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        os.set_inheritable(lock.fileno(), True)
+        self.session = subprocess.Popen([sys.executable, "-c", SLEEPER], start_new_session=True, close_fds=False)
+        for script in (DAEMON, COMET):
+            subprocess.run([sys.executable, "-c", script], close_fds=False, check=True)
+        self.sign("ready")
+        time.sleep(600)
+
+
+class Littering(Base):
+    """Starts programs that lose their parent, and end soon after."""
+
+    @run_main_handler
+    def main(self) -> None:
+        for _ in range(5):
+            subprocess.run(["/bin/sh", "-c", "true & true &"], check=True)
+        self.sign("ready")
+        time.sleep(600)

@@ -154,6 +154,11 @@ def lines(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
+def reaper_of(host: Host) -> int:
+    """The process that ends what is left of a host."""
+    return psutil.Process(host.pid).ppid()
+
+
 async def child_of(file: Path) -> int:
     await until(lambda: lines(file), "the worker's child")
     return int(lines(file)[0])
@@ -256,15 +261,17 @@ async def test_a_worker_that_prints_without_end_takes_no_more_than_its_share(tmp
     assert last_lines == printed(tmp_path)[-len(last_lines) :]
 
 
-async def test_a_child_that_escapes_holds_up_nobody(tmp_path: Path) -> None:
+async def test_somebody_who_keeps_the_output_open_holds_up_nobody(tmp_path: Path) -> None:
     file = tmp_path / "sign"
     async with started(logs=logs_of(tmp_path)) as pool:
-        host, _ = await begin(pool, "Escape", tmp_path, file=str(file))
-        await ended(host)
+        host, _ = await begin(pool, "SaysBefore", tmp_path, file=str(file))
+        await until(lambda: lines(file), "the worker has printed")
+        writer = os.open(f"/proc/{host.pid}/fd/1", os.O_WRONLY)  # out of the reaper's reach, as with `sudo`
         try:
+            await stop(host)
             assert await host.last_lines() == ["before"]
         finally:
-            os.kill(await child_of(file), signal.SIGKILL)
+            os.close(writer)
 
 
 async def test_a_module_that_raises_at_import_leaves_the_others_running(
@@ -406,6 +413,7 @@ async def test_what_a_worker_forked_ends_with_it_though_nobody_is_awake_to_kill_
         family = [int(line) for line in lines(file)]
         assert pool.zygote_pid is not None
         os.kill(pool.zygote_pid, signal.SIGSTOP)
+        os.kill(reaper_of(host), signal.SIGSTOP)  # woken up by the skald, when this loop goes on
         try:
             os.kill(host.pid, signal.SIGKILL)
             deadline = time.monotonic() + 5
@@ -414,6 +422,62 @@ async def test_what_a_worker_forked_ends_with_it_though_nobody_is_awake_to_kill_
         finally:
             os.kill(pool.zygote_pid, signal.SIGCONT)
         await ended(host)
+
+
+def is_free(lock: Path) -> bool:
+    """Nobody who has inherited the locked descriptor is alive."""
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+
+@pytest.mark.parametrize("end", ["stop", "kill host", "kill reaper", "kill zygote", "kill zygote and host"])
+async def test_what_leaves_the_process_group_of_a_worker_ends_before_the_worker_is_said_to(
+    tmp_path: Path, end: str
+) -> None:
+    file, lock = tmp_path / "sign", tmp_path / "sign.lock"
+    async with started() as pool:
+        host, _ = await begin(pool, "Runaways", tmp_path, file=str(file))
+        await until(lambda: lines(file), "the worker's programs")
+        assert not is_free(lock)
+        if end == "stop":
+            assert await stop(host) == ExitInfo(0, "exit 0")
+        else:
+            victims = {"host": host.pid, "reaper": reaper_of(host), "zygote": pool.zygote_pid or 0}
+            for name, pid in victims.items():
+                if name in end:
+                    os.kill(pid, signal.SIGKILL)
+            await ended(host)
+        assert is_free(lock)
+
+
+async def test_what_left_the_process_group_of_a_worker_does_not_outlive_a_killed_skald(tmp_path: Path) -> None:
+    file, lock = tmp_path / "sign", tmp_path / "sign.lock"
+    async with other_skald("Runaways", file) as (skald, pids):
+        await until(lambda: lines(file), "the worker's programs")
+        skald.kill()
+        await until(lambda: is_free(lock) and not any(runs(pid) for pid in pids), "the end of everything")
+
+
+async def test_orphans_of_a_worker_are_reaped_while_it_runs(tmp_path: Path) -> None:
+    file = tmp_path / "sign"
+    async with started() as pool:
+        host, _ = await begin(pool, "Littering", tmp_path, file=str(file))
+        await until(lambda: lines(file), "the worker's programs")
+        reaper = psutil.Process(reaper_of(host))
+        await until(lambda: [child.pid for child in reaper.children(recursive=True)] == [host.pid], "no zombies")
+        await stop(host)
+
+
+async def test_a_reaper_that_stands_still_is_woken_up(tmp_path: Path) -> None:
+    async with started() as pool:
+        host, events = await begin(pool, "Loop", tmp_path)
+        await events.wait("running")
+        os.kill(reaper_of(host), signal.SIGSTOP)
+        assert await stop(host) == ExitInfo(0, "exit 0")
 
 
 async def test_a_host_that_lingers_after_its_last_frame_is_killed(
@@ -566,25 +630,16 @@ async def test_hosts_do_not_outlive_the_zygote_even_if_the_skald_is_frozen(tmp_p
 
 async def test_the_lock_is_held_until_the_last_host_is_gone(tmp_path: Path) -> None:
     lock_file = tmp_path / "lock"
-
-    def is_free() -> bool:
-        with lock_file.open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return False
-            return True
-
     lock = lock_file.open("w")
     fcntl.flock(lock, fcntl.LOCK_EX)
     async with started(lock_fd=lock.fileno(), spares=0) as pool:
         host, events = await begin(pool, "Loop", tmp_path)
         await events.wait("running")
         lock.close()
-        assert not is_free()
+        assert not is_free(lock_file)
         os.kill(host.pid, signal.SIGKILL)
         await ended(host)
-        assert is_free()
+        assert is_free(lock_file)
 
 
 async def test_twenty_starts_at_once_leave_nothing(tmp_path: Path) -> None:
@@ -602,7 +657,8 @@ async def test_twenty_starts_at_once_leave_nothing(tmp_path: Path) -> None:
         assert len(open_fds()) == len(before)
         assert pool.zygote_pid is not None
         children = {child.pid for child in psutil.Process(pool.zygote_pid).children(recursive=True)}
-        assert children == set(pool.idle_pids)
+        assert children == {*pool.idle_pids, *(psutil.Process(pid).ppid() for pid in pool.idle_pids)}
+        assert len(children) == 4
         assert len(psutil.Process(pool.zygote_pid).open_files()) == 0
         assert psutil.Process(pool.zygote_pid).num_fds() <= 8
 
