@@ -14,10 +14,11 @@ import structlog
 from skalds_streams.core.reconcile import Run
 from skalds_streams.core.row import Row
 from skalds_streams.errors import HostError, NoHostError
-from skalds_streams.skald.host import RAN_OUT, ZYGOTE_LOST
+from skalds_streams.skald.exits import RAN_OUT, ZYGOTE_LOST, error_of
 from skalds_streams.skald.hosts import ExitInfo, Host, HostPool, RunSpec
 from skalds_streams.skald.reporter import Reporter
 from skalds_streams.worker.gauges import readings
+from skalds_streams.worker.outcome import simple
 
 LEAVING = "leaving"
 LAPSED = "the lease has lapsed"
@@ -122,7 +123,7 @@ class Actor:
             await host.update(version, _plain(self._row.attachments))
         except HostError as error:
             self._reporter.say(
-                "Refused", self.task_id, self.epoch, version=version, error=_error("HostError", str(error))
+                "Refused", self.task_id, self.epoch, version=version, error=simple("HostError", str(error))
             )
 
     async def run(self) -> None:
@@ -208,7 +209,7 @@ class Actor:
         if isinstance(error, NoHostError):
             self._reporter.say("Stopped", self.task_id, self.epoch, reason=str(error), steps=[], elsewhere=True)
             return
-        fault = _error("HostError", str(error))
+        fault = simple("HostError", str(error))
         self._reporter.say("Failed", self.task_id, self.epoch, error=fault, retryable=True)
 
     def _has_crashed(self, reason: str) -> bool:
@@ -228,6 +229,7 @@ class Actor:
         Only a crash is Failed: the others cost the task none of its restarts.
         """
         event, what = self._ended or {}, exit_info.reason if exit_info is not None else "never started"
+        steps = list(self._host.steps) if self._host is not None else []
         if event.get("op") == "finished":
             self._reporter.say("Finished", self.task_id, self.epoch)
         elif event.get("op") == "failed":
@@ -237,17 +239,13 @@ class Actor:
         elif self._stop_reason in SILENT or self._ended_by_lapse(what):
             log.debug("actor.left", task=self.task_id, epoch=self.epoch)
         elif self._stop_reason is not None:
-            steps = list(self._host.steps) if self._host is not None else []
             self._reporter.say("Stopped", self.task_id, self.epoch, reason=self._stop_reason, steps=steps)
         elif what == ZYGOTE_LOST:
             self._reporter.say("Stopped", self.task_id, self.epoch, reason=what, steps=[])
         else:
-            error = _error("ProcessExit", f"the worker's process ended without a word: {what}", last_lines)
+            silent = error_of(exit_info, steps) if exit_info is not None else simple("HostError", "it never started")
+            error = {**silent, "output": list(last_lines)}
             self._reporter.say("Failed", self.task_id, self.epoch, error=error, retryable=True)
-
-
-def _error(kind: str, message: str, last_lines: Sequence[str] = ()) -> dict[str, Any]:
-    return {"type": kind, "message": message, "traceback": [], "output": list(last_lines)}
 
 
 def _plain(attachments: Any) -> dict[str, Any] | None:

@@ -17,23 +17,23 @@ import signal
 import socket
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from skalds_streams.errors import HostError
+from skalds_streams.skald.exits import OOM_KILLED, RAN_OUT, REAPER_KILLED, ZYGOTE_LOST, ExitInfo
 from skalds_streams.skald.lease import boottime_ms
 from skalds_streams.skald.logs import RunOutput
 from skalds_streams.worker.channel import Channel
 from skalds_streams.worker.frames import Frame
 from skalds_streams.worker.kernel import group_is_empty, kill_group
+from skalds_streams.worker.outcome import Reason
 
 LINGER_S = 5.0
 REAPER_NUDGE_S = 1.0
 """How often a reaper that goes on is sent SIGCONT: somebody may have stopped it."""
 GROUP_POLL_S = 0.002
 GROUP_POLL_MAX_S = 0.1
-RAN_OUT = "its lease ran out: it held the GIL, or was stopped, for longer than a lease"
-ZYGOTE_LOST = "zygote lost"
 LAST_FRAMES = frozenset({"finished", "stopped", "failed"})
 
 OnEvent = Callable[[Frame], None]
@@ -61,28 +61,6 @@ class RunSpec:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class ExitInfo:
-    """How a host ended. `status` is the raw wait status, None when nobody could read it."""
-
-    status: int | None
-    reason: str
-
-    @classmethod
-    def of(cls, status: int | None) -> ExitInfo:
-        """In words: "exit 0", "exit code 3", "signal 9 (SIGKILL)", "zygote lost"."""
-        if status is None:
-            return cls(None, ZYGOTE_LOST)
-        if not os.WIFSIGNALED(status):
-            code = os.waitstatus_to_exitcode(status)
-            return cls(status, f"exit code {code}" if code else "exit 0")
-        number = os.WTERMSIG(status)
-        try:
-            return cls(status, f"signal {number} ({signal.Signals(number).name})")
-        except ValueError:  # a real-time signal has no name
-            return cls(status, f"signal {number}")
-
-
 class Host:
     """A host process that has been forked. It idles until `begin`."""
 
@@ -96,7 +74,9 @@ class Host:
         sock: socket.socket,
         log: Any,
         on_ended: Callable[[Host], None],
+        oom_killed: Callable[[], bool] = lambda: False,
     ) -> None:
+        """oom_killed: whether the kernel's OOM killer has just ended something here."""
         self.name = name
         self.pid = pid
         self.steps: list[str] = []
@@ -109,13 +89,15 @@ class Host:
         self._reaper_fd = reaper_fd
         self._log = log.bind(host_pid=pid)
         self._on_ended = on_ended
+        self._oom_killed = oom_killed
         self._on_event: OnEvent | None = None
         self._output: RunOutput | None = None
         self._last_frame: Frame = {}
         """How the worker said that it ended."""
         self._loop = asyncio.get_running_loop()
-        self._status: asyncio.Future[int | None] = self._loop.create_future()
-        self._is_told = False
+        self._word: asyncio.Future[ExitInfo] = self._loop.create_future()
+        """Somebody's word on its end."""
+        self._is_orphan = False
         self._reaper_gone = asyncio.Event()
         self._ended: asyncio.Future[ExitInfo] = self._loop.create_future()
         self._task: asyncio.Task[None] | None = None
@@ -142,9 +124,8 @@ class Host:
         False when this spare has died, having run nothing. Raises HostError for a frame too large.
         """
         self._on_event = on_event
-        doomed = self._task is not None or self._status.done()
-        self.is_leased = lease_until_ms is not None
-        self.leased_until_ms = lease_until_ms or 0
+        doomed = self._task is not None or self._word.done()
+        self.is_leased, self.leased_until_ms = lease_until_ms is not None, lease_until_ms or 0
         fds = [output.writer] if output is not None else []
         self.started = not doomed and self._channel.send({**spec.frame(), "lease_until_ms": lease_until_ms}, fds)
         if self.started:
@@ -199,18 +180,18 @@ class Host:
         if not self.ended:
             kill_group(self.pid)
 
-    def exited(self, status: int | None) -> None:
+    def exited(self, status: int | None, peak_bytes: int) -> None:
         """Its reaper's word: nothing is left, and how the process ended. None: the zygote's word, for a reaper that
         was killed.
         """
-        if not self._status.done():
-            self._is_told = True
-            self._status.set_result(status)
+        if not self._word.done():
+            self._word.set_result(ExitInfo(None, REAPER_KILLED) if status is None else ExitInfo.of(status, peak_bytes))
 
     def orphaned(self) -> None:
         """The zygote is lost, and with it the word of the reaper, which does its work all the same."""
-        if not self._status.done():
-            self._status.set_result(None)
+        if not self._word.done():
+            self._is_orphan = True
+            self._word.set_result(ExitInfo(None, ZYGOTE_LOST))
 
     def abandon(self) -> None:
         """Let go of a host that does not end; only for a pool that is shutting down."""
@@ -269,14 +250,20 @@ class Host:
             with suppress(TimeoutError):
                 async with asyncio.timeout(REAPER_NUDGE_S):
                     await self._reaper_gone.wait()
-        await asyncio.wait({self._status})
-        if not self._is_told:
+        await asyncio.wait({self._word})
+        if self._is_orphan:
             await self._empty_group()
-        info = ExitInfo.of(self._status.result())
-        ran_out = self.is_leased and boottime_ms() >= self.leased_until_ms
-        if ran_out and not self.steps and info.status == signal.SIGKILL:
-            info = ExitInfo(info.status, RAN_OUT)
-        self._close(info)
+        self._close(self._explained(self._word.result()))
+
+    def _explained(self, info: ExitInfo) -> ExitInfo:
+        """Who sent SIGKILL, if it was not this skald."""
+        if info.status != signal.SIGKILL or self.steps:
+            return info
+        if self.is_leased and boottime_ms() >= self.leased_until_ms:
+            return replace(info, reason=RAN_OUT, kind=Reason.LEASE)
+        if self._oom_killed():
+            return replace(info, reason=OOM_KILLED, kind=Reason.MEMORY)
+        return info
 
     async def _empty_group(self) -> None:
         pause_s = GROUP_POLL_S

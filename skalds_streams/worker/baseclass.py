@@ -62,6 +62,17 @@ class BaseTaskWorker(ABC, Generic[ModelT]):
     """What becomes of it when its node can't reach Kafka for a lease. "stop": it ends, so that another node can run it
     and it never runs twice. "keep": it runs on, and may run twice until the node is back."""
 
+    memory_max: int | str | None = None
+    """How much memory it may have: bytes, or a text like "512M" or "2G" (powers of 1024). None: as much as there is.
+
+    Above it an allocation fails. In Python that raises MemoryError, the run fails with the reason "memory", and the
+    task is started again; C code may end the process by SIGABRT or SIGSEGV instead, which looks like any other crash.
+    The kernel keeps the limit (RLIMIT_DATA) for each process by itself: a program that the worker starts has as much
+    again. It counts private writable memory when it is asked for, used or not, what the modules took at import and the
+    stacks of threads (8 MiB each) included; not counted are shared memory, the page cache, files that are mapped for
+    reading, and a GPU's memory. It is no protection of the machine: for that, limit the node's control group.
+    """
+
     task_id: str
     task_type: str
     """The class's name."""

@@ -26,7 +26,7 @@ import threading
 from io import TextIOWrapper
 from typing import NoReturn
 
-from skalds_streams.worker import kernel, outcome
+from skalds_streams.worker import kernel, memory, outcome
 from skalds_streams.worker.frames import Frame, recv_frame, send_frame
 from skalds_streams.worker.registry import Registry
 from skalds_streams.worker.run import Run
@@ -66,6 +66,8 @@ class Host:
             error = outcome.simple("UnknownClass", f"class {frame['class']} is not loaded on this node")
             self.send({"op": "failed", "error": error, "retryable": True}, last=True)
             return
+        if worker_class.memory_max_bytes is not None:
+            memory.limit(worker_class.memory_max_bytes)
         configure_logging()
         self._run = Run(worker_class, frame, send=self.send, stopper=self._stopper)
         threading.Thread(target=self._read, name="skald-io", daemon=True).start()
@@ -115,6 +117,9 @@ class Host:
                     self.send({"op": "leased", "until_ms": frame["until_ms"]})
                 elif frame["op"] == "epoch":
                     self._run.take_epoch(frame["epoch"])
+        except MemoryError as error:  # no more than main does it get what it needs
+            memory.use_reserve()
+            self.send({"op": "failed", "error": outcome.describe(error), "retryable": True}, last=True)
         finally:
             die()
 

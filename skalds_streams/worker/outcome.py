@@ -1,13 +1,14 @@
-"""What a failed run or a refused update says: the error document {"type", "message", "field", "traceback"}.
+"""What a failed run or a refused update says: the error document {"type", "message", "field", "traceback", "reason"}.
 
-Rules: making it never raises, whatever the exception's own __str__ does. The message has at most MESSAGE_MAX_BYTES,
-the traceback is its last TRACEBACK_LINES lines without our own frames. Values of parameters are not repeated: they
-may be secrets.
+Type and message are for people and may be anything; `reason` is a Reason, for programs. Rules: making it never raises,
+whatever the exception's own __str__ does. The message has at most MESSAGE_MAX_BYTES, the traceback is its last
+TRACEBACK_LINES lines without our own frames. Values of parameters are not repeated: they may be secrets.
 """
 
 from __future__ import annotations
 
 import traceback
+from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,6 +20,26 @@ ELLIPSIS = "…".encode()
 TRACEBACK_LINES = 20
 TRACEBACK_LINE_MAX_CHARS = 500
 
+
+class Reason(StrEnum):
+    """What ended a run, or refused an update."""
+
+    EXCEPTION = "exception"
+    """User code raised."""
+    PARAMETERS = "parameters"
+    """The parameters do not fit the class's model."""
+    EXIT_CODE = "exit_code"
+    """The process left by itself, without a word: `os._exit`, or `sys.exit(3)`."""
+    SIGNAL = "signal"
+    """A signal ended the process: a crash in C code, or somebody's kill."""
+    LEASE = "lease"
+    """The worker's lease ran out: it held the GIL, or stood still."""
+    MEMORY = "memory"
+    """MemoryError, or the kernel's OOM killer."""
+    NODE = "node"
+    """Nothing that the worker did: its node could not start it, or go on with it."""
+
+
 _OWN_FILES = str(Path(__file__).parent)
 
 
@@ -29,6 +50,7 @@ def describe(error: BaseException) -> dict[str, Any]:
         "message": message_of(error),
         "field": None,
         "traceback": _last_lines(error),
+        "reason": _reason(error),
     }
 
 
@@ -41,12 +63,19 @@ def describe_invalid(error: ValidationError) -> dict[str, Any]:
         "message": clip("; ".join(f"{field}: {text}" if field else text for field, text in located)),
         "field": located[0][0] or None,
         "traceback": [],
+        "reason": Reason.PARAMETERS.value,
     }
 
 
-def simple(kind: str, message: str) -> dict[str, Any]:
+def simple(kind: str, message: str, reason: Reason = Reason.NODE) -> dict[str, Any]:
     """The document for something that is wrong without an exception."""
-    return {"type": kind, "message": clip(message), "field": None, "traceback": []}
+    return {"type": kind, "message": clip(message), "field": None, "traceback": [], "reason": reason.value}
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, MemoryError):
+        return Reason.MEMORY.value
+    return Reason.EXIT_CODE.value if isinstance(error, SystemExit) else Reason.EXCEPTION.value
 
 
 def message_of(error: BaseException) -> str:

@@ -21,6 +21,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from skalds_streams.worker import kernel
@@ -35,6 +36,15 @@ COMPLAIN_S = 5.0
 NAMED_MOST = 5
 
 
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a process ended: its raw wait status, and the most memory that it had (resident), in bytes."""
+
+    pid: int
+    status: int
+    peak_bytes: int
+
+
 def prepare(zygote: int) -> bool:
     """Before the fork of the host. False when the zygote is gone already."""
     signal.set_wakeup_fd(-1)
@@ -46,30 +56,30 @@ def prepare(zygote: int) -> bool:
     return os.getppid() == zygote
 
 
-def until_nothing_is_left(host: int, zygote: int) -> int:
-    """Wait for the host's end, then end the rest. The host's raw wait status."""
-    status = _until_ended(host, zygote)
+def until_nothing_is_left(host: int, zygote: int) -> Ended:
+    """Wait for the host's end, then end the rest. How the host ended."""
+    ended = _until_ended(host, zygote)
     _end_all(host)
-    return status
+    return ended
 
 
-def _until_ended(host: int, zygote: int) -> int:
+def _until_ended(host: int, zygote: int) -> Ended:
     while True:
-        for pid, status in _dead_children():
-            if pid == host:
-                return status
+        for ended in _dead_children():
+            if ended.pid == host:
+                return ended
         if os.getppid() != zygote:
             os.kill(host, signal.SIGKILL)
         signal.sigwait(SIGNALS)
 
 
-def _dead_children() -> Iterator[tuple[int, int]]:
-    """Reap, one by one: (pid, raw status). Ends when those that are left live. Raises ChildProcessError for none."""
+def _dead_children() -> Iterator[Ended]:
+    """Reap, one by one. Ends when those that are left live. Raises ChildProcessError for none."""
     while True:
-        pid, status = os.waitpid(-1, os.WNOHANG)
+        pid, status, usage = os.wait4(-1, os.WNOHANG)
         if pid == 0:
             return
-        yield pid, status
+        yield Ended(pid, status, usage.ru_maxrss * 1024)
 
 
 def _end_all(host: int) -> None:

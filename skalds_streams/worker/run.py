@@ -22,7 +22,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from skalds_streams.worker import outcome
+from skalds_streams.worker import memory, outcome
 from skalds_streams.worker.baseclass import AFTER, BEFORE, MAIN, RELEASE, UPDATE, BaseTaskWorker, NonRetryableError
 from skalds_streams.worker.frames import Frame
 from skalds_streams.worker.registry import WorkerClass
@@ -132,7 +132,15 @@ class Run:
             return {"op": "stopped"}
         if isinstance(error, SystemExit) and not error.code:
             return {"op": "finished"}
-        return {"op": "failed", "error": outcome.describe(error), "retryable": not isinstance(error, NonRetryableError)}
+        return {"op": "failed", "error": self._described(error), "retryable": not isinstance(error, NonRetryableError)}
+
+    def _described(self, error: BaseException) -> dict[str, Any]:
+        if not isinstance(error, MemoryError) or self._class.memory_max_bytes is None:
+            return outcome.describe(error)
+        memory.use_reserve()
+        most = f"the class allows its workers {memory.size_text(self._class.memory_max_bytes)} (memory_max)"
+        described = outcome.describe(error)
+        return {**described, "message": ": ".join(text for text in (described["message"], most) if text)}
 
     def _call(self, hook: Callable[..., Any] | None, *args: object) -> None:
         """Call a method of the worker so that a stop interrupts it."""
@@ -212,6 +220,7 @@ class Run:
             return outcome.simple(
                 "NoUpdateHandler",
                 f"{worker.task_type} has no @{UPDATE}: its parameters change only when the task is restarted",
+                outcome.Reason.PARAMETERS,
             )
         try:
             result = handler(self._validated(frame["attachments"]))

@@ -142,8 +142,9 @@ class Zygote:
             self._tell({"op": "spawned", "host": name, "pid": pid}, pidfds)
             for fd in pidfds:
                 os.close(fd)
-            status = reaper.until_nothing_is_left(pid, zygote)
-            self._tell({"op": "exited", "host": name, "status": status})
+            ended = reaper.until_nothing_is_left(pid, zygote)
+            if os.getppid() == zygote:  # else that is why the host has ended, and the skald knows it
+                self._tell({"op": "exited", "host": name, "status": ended.status, "peak_bytes": ended.peak_bytes})
             os._exit(0)
         except BaseException:  # noqa: BLE001  # the fork must not run on as a second zygote
             traceback.print_exc()
@@ -199,7 +200,7 @@ class Zygote:
         self._quiet = 0 if strangers else self._quiet + 1
         if self._quiet >= QUIET_LOOKS:
             for name in self._unreported:
-                send_frame(self._control, {"op": "exited", "host": name, "status": None})
+                send_frame(self._control, {"op": "exited", "host": name, "status": None, "peak_bytes": 0})
             self._unreported.clear()
 
     def _strangers(self) -> list[int]:

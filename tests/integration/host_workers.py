@@ -125,6 +125,18 @@ class Crash(Base):
         raise ValueError("the lens {fell} off")
 
 
+class Hungry(Base):
+    """Takes all the memory that it can get, in small pieces."""
+
+    memory_max = "300M"
+
+    @run_main_handler
+    def eat(self) -> None:
+        eaten = []
+        while True:
+            eaten.append(bytes(4096))
+
+
 class ExitCode(Base):
     @run_main_handler
     def leave(self) -> None:

@@ -24,7 +24,7 @@ from skalds_streams.core.placement import Choice
 from skalds_streams.core.row import NO_CAUSE, Holder, Row, Status, Wanted
 from skalds_streams.errors import HostError
 from skalds_streams.skald import host as host_module
-from skalds_streams.skald.host import RAN_OUT
+from skalds_streams.skald.exits import RAN_OUT, REAPER_KILLED, ZYGOTE_LOST
 from skalds_streams.skald.hosts import ExitInfo, Host, HostPool, RunSpec
 from skalds_streams.skald.lease import Lease, boottime_ms
 from skalds_streams.skald.logs import TaskLogs
@@ -317,14 +317,27 @@ async def test_a_crash_says_where(tmp_path: Path) -> None:
         assert any("host_workers.py" in line for line in failed["error"]["traceback"])
 
 
+async def test_a_worker_that_wants_more_memory_than_its_class_allows_fails_and_says_so(tmp_path: Path) -> None:
+    async with started() as pool:
+        host, events = await begin(pool, "Hungry", tmp_path)
+        assert await ended(host) == ExitInfo(0, "exit 0")
+        failed = events.seen[-1]
+        assert (failed["op"], failed["retryable"], failed["error"]["reason"]) == ("failed", True, "memory")
+        assert failed["error"]["message"] == "the class allows its workers 300 MiB (memory_max)"
+        assert any("eaten.append" in line for line in failed["error"]["traceback"])
+
+
 async def test_exit_codes_and_signals_are_named(tmp_path: Path) -> None:
     async with started(logs=logs_of(tmp_path)) as pool:
         host, events = await begin(pool, "ExitCode", tmp_path)
-        assert (await ended(host)).reason == "exit code 3"
+        info = await ended(host)
+        assert (info.reason, info.kind) == ("exit code 3", "exit_code")
         assert events.ops == ["running"]
 
         host, _ = await begin(pool, "Segfault", tmp_path)
-        assert (await ended(host)).reason == "signal 11 (SIGSEGV)"
+        info = await ended(host)
+        assert (info.reason, info.kind) == ("signal 11 (SIGSEGV)", "signal")
+        assert info.peak_bytes > 1 << 20
         assert "Fatal Python error: Segmentation fault" in await host.last_lines()
 
         host, events = await begin(pool, "Loop", tmp_path)
@@ -450,7 +463,16 @@ async def test_what_leaves_the_process_group_of_a_worker_ends_before_the_worker_
             for name, pid in victims.items():
                 if name in end:
                     os.kill(pid, signal.SIGKILL)
-            await ended(host)
+            info = await ended(host)
+            assert (
+                info.reason
+                in {
+                    "kill host": ["signal 9 (SIGKILL)"],
+                    "kill reaper": [REAPER_KILLED],
+                    "kill zygote": [ZYGOTE_LOST],
+                    "kill zygote and host": ["signal 9 (SIGKILL)", ZYGOTE_LOST],
+                }[end]
+            )
         assert is_free(lock)
 
 
@@ -760,14 +782,14 @@ async def test_a_worker_that_is_stopped_for_longer_than_its_lease_never_wakes_up
         await events.wait("running")
         os.kill(host.pid, signal.SIGSTOP)
         info = await ended(host)
-        assert (info.status, info.reason) == (signal.SIGKILL, RAN_OUT)
+        assert (info.status, info.reason, info.kind) == (signal.SIGKILL, RAN_OUT, "lease")
 
 
 async def test_a_worker_that_holds_the_gil_for_longer_than_its_lease_ends(tmp_path: Path) -> None:
     async with leased() as (pool, _):
         host, _ = await begin(pool, "HoldsTheGil", tmp_path)
         info = await ended(host)
-        assert (info.status, info.reason) == (signal.SIGKILL, RAN_OUT)
+        assert (info.status, info.reason, info.kind) == (signal.SIGKILL, RAN_OUT, "lease")
 
 
 async def test_a_class_that_keeps_running_has_no_lease(tmp_path: Path) -> None:

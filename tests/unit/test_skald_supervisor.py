@@ -16,7 +16,7 @@ from skalds_streams.errors import HostError, NoHostError
 from skalds_streams.skald import lease as lease_module
 from skalds_streams.skald import supervisor as supervisor_module
 from skalds_streams.skald.actor import LAPSED
-from skalds_streams.skald.host import RAN_OUT, ZYGOTE_LOST
+from skalds_streams.skald.exits import RAN_OUT, ZYGOTE_LOST
 from skalds_streams.skald.hosts import ExitInfo, RunSpec
 from skalds_streams.skald.lease import Lease, boottime_ms
 from skalds_streams.skald.supervisor import START_MOST_S, Supervisor
