@@ -51,6 +51,7 @@ REASONS = {
     "exit_code": "its process left",
     "signal": "a signal",
     "lease": "its lease",
+    "stall": "a stall",
     "memory": "out of memory",
     "node": "its node",
 }

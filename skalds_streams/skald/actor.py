@@ -18,7 +18,7 @@ from skalds_streams.skald.exits import RAN_OUT, ZYGOTE_LOST, error_of
 from skalds_streams.skald.hosts import ExitInfo, Host, HostPool, RunSpec
 from skalds_streams.skald.reporter import Reporter
 from skalds_streams.worker.gauges import readings
-from skalds_streams.worker.outcome import simple
+from skalds_streams.worker.outcome import Reason, simple
 
 LEAVING = "leaving"
 LAPSED = "the lease has lapsed"
@@ -54,6 +54,8 @@ class Actor:
         self._stop_reason: str | None = None
         self._stop_asked = asyncio.Event()
         self._ended: dict[str, Any] | None = None
+        self._stalled: dict[str, Any] | None = None
+        """The error document of a worker that is stuck."""
         self._kept_by: str | None = None
         self.metrics: dict[str, Any] | None = None
         """What the worker said last of itself (`worker.gauges.readings`)."""
@@ -183,7 +185,7 @@ class Actor:
             await asyncio.wait({ended, asked}, return_when=asyncio.FIRST_COMPLETED)
             if not ended.done():
                 release_s, terminate_s = self._budgets(self._row.class_name or "")
-                await host.stop(self._stop_reason or "stop", release_s=release_s, terminate_s=terminate_s)
+                await host.stop(self._stop_reason or "stalled", release_s=release_s, terminate_s=terminate_s)
             return await ended
         finally:
             asked.cancel()
@@ -201,6 +203,9 @@ class Actor:
             self._reporter.say("Refused", self.task_id, self.epoch, version=event["version"], error=event.get("error"))
         elif kind == "metrics":
             self.metrics = readings(event) or self.metrics
+        elif kind == "stalled":
+            self._stalled = event["error"]
+            self._stop_asked.set()
         elif kind in ("finished", "failed", "stopped"):
             self._ended = event
 
@@ -243,9 +248,17 @@ class Actor:
         elif what == ZYGOTE_LOST:
             self._reporter.say("Stopped", self.task_id, self.epoch, reason=what, steps=[])
         else:
-            silent = error_of(exit_info, steps) if exit_info is not None else simple("HostError", "it never started")
-            error = {**silent, "output": list(last_lines)}
+            error = {**(self._stalled or _unexpected(event, exit_info, steps)), "output": list(last_lines)}
             self._reporter.say("Failed", self.task_id, self.epoch, error=error, retryable=True)
+
+
+def _unexpected(event: dict[str, Any], exit_info: ExitInfo | None, steps: Sequence[str]) -> dict[str, Any]:
+    """The error of a run that nobody here asked to end, and that gave none itself."""
+    if event.get("op") == "stopped":
+        return simple("Signal", "the worker was stopped by a SIGTERM that its node did not send", Reason.SIGNAL)
+    if exit_info is None:
+        return simple("HostError", "it never started")
+    return error_of(exit_info, steps)
 
 
 def _plain(attachments: Any) -> dict[str, Any] | None:

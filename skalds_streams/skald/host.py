@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from skalds_streams.errors import HostError
-from skalds_streams.skald.exits import OOM_KILLED, RAN_OUT, REAPER_KILLED, ZYGOTE_LOST, ExitInfo
+from skalds_streams.skald.exits import OOM_KILLED, RAN_OUT, REAPER_KILLED, STUCK_WITH_GIL, ZYGOTE_LOST, ExitInfo
 from skalds_streams.skald.lease import boottime_ms
 from skalds_streams.skald.logs import RunOutput
 from skalds_streams.worker.channel import Channel
@@ -180,12 +180,14 @@ class Host:
         if not self.ended:
             kill_group(self.pid)
 
-    def exited(self, status: int | None, peak_bytes: int) -> None:
-        """Its reaper's word: nothing is left, and how the process ended. None: the zygote's word, for a reaper that
-        was killed.
+    def exited(self, status: int | None, peak_bytes: int = 0, dump: str = "") -> None:
+        """Its reaper's word: nothing is left, and how the process ended (`ExitInfo`). None: the zygote's word, for a
+        reaper that was killed.
         """
         if not self._word.done():
-            self._word.set_result(ExitInfo(None, REAPER_KILLED) if status is None else ExitInfo.of(status, peak_bytes))
+            self._word.set_result(
+                ExitInfo(None, REAPER_KILLED) if status is None else ExitInfo.of(status, peak_bytes, dump)
+            )
 
     def orphaned(self) -> None:
         """The zygote is lost, and with it the word of the reaper, which does its work all the same."""
@@ -259,6 +261,8 @@ class Host:
         """Who sent SIGKILL, if it was not this skald."""
         if info.status != signal.SIGKILL or self.steps:
             return info
+        if info.dump:
+            return replace(info, reason=STUCK_WITH_GIL, kind=Reason.STALL)
         if self.is_leased and boottime_ms() >= self.leased_until_ms:
             return replace(info, reason=RAN_OUT, kind=Reason.LEASE)
         if self._oom_killed():

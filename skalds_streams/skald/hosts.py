@@ -312,7 +312,7 @@ class HostPool:
             self._spawning.pop(frame["host"]).close()
             self._refill_soon()
         elif op == "exited" and (host := self._hosts.get(frame["host"])):
-            host.exited(frame["status"], frame["peak_bytes"])
+            host.exited(frame["status"], frame["peak_bytes"], frame["dump"])
         elif op == "exited" and (sock := self._spawning.pop(frame["host"], None)):
             sock.close()  # its reaper was killed before it could fork
             self._refill_soon()

@@ -52,6 +52,7 @@ class WorkerClass:
     isolation: str = "process"
     on_disconnect: str = "stop"
     memory_max_bytes: int | None = None
+    stall_s: float = 0.0
     secret: tuple[str, ...] = ()
     """Paths of the secret parameters (`secret_fields`)."""
 
@@ -79,6 +80,7 @@ class WorkerClass:
             "release_s": self.release_s,
             "terminate_s": self.terminate_s,
             "memory_max_bytes": self.memory_max_bytes,
+            "stall_s": self.stall_s,
         }
 
 
@@ -223,6 +225,7 @@ def check(worker_type: WorkerType) -> WorkerClass:
         terminate_s=_budget(worker_type, "terminate_s"),
         on_disconnect=_on_disconnect(worker_type),
         memory_max_bytes=_memory_max(worker_type),
+        stall_s=_budget(worker_type, "stall_s"),
         secret=tuple(secret_paths(model)),
     )
 

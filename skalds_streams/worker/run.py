@@ -26,6 +26,7 @@ from skalds_streams.worker import memory, outcome
 from skalds_streams.worker.baseclass import AFTER, BEFORE, MAIN, RELEASE, UPDATE, BaseTaskWorker, NonRetryableError
 from skalds_streams.worker.frames import Frame
 from skalds_streams.worker.registry import WorkerClass
+from skalds_streams.worker.stall import StallWatch, awaited
 from skalds_streams.worker.stopper import REPEAT_MAX_S, Stopper, StopRun
 
 UPDATES_PENDING_MAX = 16
@@ -38,12 +39,20 @@ class Run:
     """One run of one worker. `execute` on the main thread, `update` from any."""
 
     def __init__(
-        self, worker_class: WorkerClass, frame: Frame, *, send: Callable[[Frame], None], stopper: Stopper
+        self,
+        worker_class: WorkerClass,
+        frame: Frame,
+        *,
+        send: Callable[[Frame], None],
+        stopper: Stopper,
+        watch: StallWatch | None = None,
     ) -> None:
+        """watch: is told when main begins, makes progress and ends."""
         self._class = worker_class
         self._frame = frame
         self._send = send
         self._stopper = stopper
+        self._watch = watch
         self._worker: BaseTaskWorker[Any] | None = None
         self._runner: asyncio.Runner | None = None
         self._main_loop: asyncio.AbstractEventLoop | None = None
@@ -104,7 +113,7 @@ class Run:
                 return {"op": "stopped"}
             self._send({"op": "running", "version": self._frame["version"]})
             threading.Thread(target=self._apply_updates, args=(worker,), name="updates", daemon=True).start()
-            self._call(worker._handler(MAIN))
+            self._main(worker)
         except BaseException as error:  # noqa: BLE001  # user code may raise anything, and a stop is one
             self._stopper.disarm()
             return self._ended_by(error)
@@ -116,6 +125,23 @@ class Run:
         except BaseException as error:  # noqa: BLE001  # as above
             self._log_ignored(AFTER, error)
         return {"op": "finished"}
+
+    def _main(self, worker: BaseTaskWorker[Any]) -> None:
+        if self._watch is None:
+            self._call(worker._handler(MAIN))
+            return
+        worker._watch = self._watch
+        self._watch.begin()
+        try:
+            self._call(worker._handler(MAIN))
+        finally:
+            self._watch.end()
+
+    def stalled(self) -> dict[str, Any]:
+        """Main is stuck: the error document that says where. Not from the main thread."""
+        assert self._watch is not None
+        dump = self._watch.take_down()
+        return outcome.stalled(self._watch.stall_s, dump, awaited(self._stopper.guarded))
 
     def _construct(self) -> BaseTaskWorker[Any]:
         with self._stopper:

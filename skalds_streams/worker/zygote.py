@@ -35,6 +35,7 @@ from skalds_streams.worker.host import flush_output, host_main
 from skalds_streams.worker.installed import offers
 from skalds_streams.worker.reaper import PARENT_DIED
 from skalds_streams.worker.registry import Registry, load
+from skalds_streams.worker.stall import read_dump
 
 QUIET_LOOKS = 2
 """Looks in a row that find no stranger before there is none: one may miss a child."""
@@ -128,14 +129,14 @@ class Zygote:
             self._selector.close()
             for sock in (self._wakeup, self._wakeup_end):
                 sock.close()
-            me = os.getpid()
+            me, dump_fd = os.getpid(), os.memfd_create("skald-stacks")
             try:
                 pid = os.fork()
             except OSError as error:
                 self._tell({"op": "spawn_failed", "host": name, "error": str(error)})
                 os._exit(0)
             if pid == 0:
-                self._become_host(sock_fd, me)
+                self._become_host(sock_fd, dump_fd, me)
             lead_group(pid)
             os.close(sock_fd)
             pidfds = [os.pidfd_open(pid), os.pidfd_open(me)]
@@ -144,7 +145,8 @@ class Zygote:
                 os.close(fd)
             ended = reaper.until_nothing_is_left(pid, zygote)
             if os.getppid() == zygote:  # else that is why the host has ended, and the skald knows it
-                self._tell({"op": "exited", "host": name, "status": ended.status, "peak_bytes": ended.peak_bytes})
+                known = {"status": ended.status, "peak_bytes": ended.peak_bytes, "dump": read_dump(dump_fd)}
+                self._tell({"op": "exited", "host": name, **known})
             os._exit(0)
         except BaseException:  # noqa: BLE001  # the fork must not run on as a second zygote
             traceback.print_exc()
@@ -156,7 +158,7 @@ class Zygote:
         with suppress(BrokenPipeError, ConnectionResetError):  # then nobody needs it any more
             send_frame(self._control, frame, fds)
 
-    def _become_host(self, sock_fd: int, parent: int) -> NoReturn:
+    def _become_host(self, sock_fd: int, dump_fd: int, parent: int) -> NoReturn:
         """In the reaper's child: shed what is the reaper's and the zygote's, then live as a host."""
         try:
             lead_group(0)
@@ -171,7 +173,7 @@ class Zygote:
             kernel.set_name("skald-host")
             gc.enable()
             reseed()
-            host_main(socket.socket(fileno=sock_fd), self._registry)
+            host_main(socket.socket(fileno=sock_fd), self._registry, dump_fd)
         except BaseException:  # noqa: BLE001  # the fork must not run on as a second reaper
             traceback.print_exc()
         finally:
@@ -200,7 +202,7 @@ class Zygote:
         self._quiet = 0 if strangers else self._quiet + 1
         if self._quiet >= QUIET_LOOKS:
             for name in self._unreported:
-                send_frame(self._control, {"op": "exited", "host": name, "status": None, "peak_bytes": 0})
+                send_frame(self._control, {"op": "exited", "host": name, "status": None, "peak_bytes": 0, "dump": ""})
             self._unreported.clear()
 
     def _strangers(self) -> list[int]:

@@ -11,7 +11,9 @@ import queue
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from pydantic import BaseModel, Field
@@ -97,8 +99,6 @@ class Once(Base):
 
     @run_main_handler
     def once(self) -> None:
-        import threading
-
         threading.Thread(target=time.sleep, args=(600,)).start()
 
 
@@ -202,6 +202,63 @@ class SaysBefore(Base):
         print("before")
         self.sign("printed")
         time.sleep(600)
+
+
+class Progressing(Base):
+    """Says so, again and again."""
+
+    stall_s = 2.0
+
+    @run_main_handler
+    def main(self) -> None:
+        until = time.monotonic() + 1.2 * self.stall_s
+        while time.monotonic() < until:
+            self.progress()
+            time.sleep(0.01)
+
+
+class Stuck(Base):
+    """Waits for what never comes."""
+
+    stall_s = 0.3
+
+    @run_main_handler
+    def main(self) -> None:
+        self.progress()
+        self.wait_for_a_frame()
+
+    def wait_for_a_frame(self) -> None:
+        threading.Event().wait()
+
+    @release_handler
+    def release(self) -> None:
+        self.sign("released")
+
+
+class AsyncStuck(Stuck):
+    @run_main_handler
+    async def main(self) -> None:
+        await self.wait_for_a_page()
+
+    async def wait_for_a_page(self) -> None:
+        await asyncio.Event().wait()
+
+
+class DeafAndStuck(Stuck):
+    """Can't be stopped either."""
+
+    release_s = 0.2
+    terminate_s = 0.1
+
+    def wait_for_a_frame(self) -> None:
+        while True:
+            with suppress(BaseException):
+                threading.Event().wait()
+
+
+class StuckWithTheGil(Stuck):
+    def wait_for_a_frame(self) -> None:
+        sum(range(10**15))
 
 
 class WithChild(Base):

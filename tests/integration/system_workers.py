@@ -113,3 +113,19 @@ class Lock(BaseTaskWorker[LockParams]):
     @run_main_handler
     def main(self) -> None:
         raise NonRetryableError(f"no door opens with {self.doors[0].pin.get_secret_value()}")
+
+
+class Stuck(BaseTaskWorker[OneShotParams]):
+    """Makes no progress."""
+
+    stall_s = 0.5
+
+    def initialize(self, data: OneShotParams) -> None:
+        pass
+
+    @run_main_handler
+    def main(self) -> None:
+        self.wait_for_a_frame()
+
+    def wait_for_a_frame(self) -> None:
+        time.sleep(600)

@@ -141,6 +141,10 @@ def test_classes_that_cannot_run_say_why(write_module: WriteModule) -> None:
     class TooLittleMemory(BadMemory):
         memory_max = "64K"
 
+    class BadStall(BadBudget):
+        release_s = 1
+        stall_s = "long"
+
     class Huge(BaseModel):
         field: int = Field(0, description="x" * 100_000)
 
@@ -157,6 +161,7 @@ def test_classes_that_cannot_run_say_why(write_module: WriteModule) -> None:
     assert reasons["NoInitialize"] == "NoInitialize does not define: initialize"
     assert "must name its parameters" in reasons["NoModel"]
     assert reasons["BadBudget"] == "BadBudget.release_s is -1: it must be a number of seconds, 0 or more"
+    assert reasons["BadStall"] == "BadStall.stall_s is 'long': it must be a number of seconds, 0 or more"
     assert reasons["BadMemory"] == (
         'BadMemory.memory_max is \'plenty\': it must be a number of bytes above 0, or a text like "512M" or "2G"'
     )
