@@ -37,7 +37,7 @@ from skalds_streams.cli.rows import (
 from skalds_streams.core.placement import EXPECTED_BACK
 from skalds_streams.core.row import Cause, Row
 from skalds_streams.errors import SkaldsError
-from skalds_streams.projections.masking import error_text, masked_doc, text_cleaner
+from skalds_streams.projections.masking import error_reason, error_text, masked_doc, text_cleaner
 from skalds_streams.replay.reader import open_reader
 from skalds_streams.replay.recording import Entry
 from skalds_streams.web.words import WANTED, cause_words, situation, waiting_reasons
@@ -186,7 +186,8 @@ def _print_parameters(console: Console, row: Row, doc: Mapping[str, Any]) -> Non
 def _print_error(console: Console, error: Mapping[str, Any] | None) -> None:
     if not error:
         return
-    console.print(text("last error", "bold"))
+    reason = error_reason(error)
+    console.print(text("last error" + (f", ended by: {one_line(reason)}" if reason else ""), "bold"))
     console.print(text(f"  {one_line(error_text(error))}", BAD))
     for name, title in (("traceback", ""), ("output", "  what it printed last")):
         lines = [part for line in error.get(name) or () for part in str(line).rstrip().splitlines()]

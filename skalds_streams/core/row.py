@@ -120,8 +120,8 @@ class Row:
     moved_from: str | None = None
     """Skald that the next placement passes over, if another can take the task."""
     error: Json | None = None
-    """{"type", "message", "field"?, "traceback": [lines], "output"?: [lines]} of the last crash or failure; output is
-    what it printed last."""
+    """{"type", "message", "field"?, "traceback": [lines], "reason"?, "output"?: [lines]} of the last crash or failure;
+    output is what it printed last."""
     waiting: Mapping[str, str] | None = None
     """Why each skald can't take it: {skald id: reason}; None when not waiting."""
     forwarded: Mapping[str, int] = field(default_factory=dict)

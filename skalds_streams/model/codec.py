@@ -321,4 +321,5 @@ def _error(error: Any) -> dict[str, Any] | None:
     size = json_size(error)
     if size is not None and size <= MAX_ERROR_BYTES:
         return error
-    return {"type": _text(error.get("type")), "message": _text(error.get("message")), "field": None, "traceback": []}
+    kept = {name: _text(error.get(name)) for name in ("type", "message", "reason")}
+    return {**kept, "field": None, "traceback": []}

@@ -6,7 +6,7 @@ secret (`Members.secret_paths`). The masking itself is `core.redact`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -43,6 +43,24 @@ def error_text(error: Json | None) -> str:
     parts = [str(error[name]) for name in ("type", "message") if error.get(name)]
     field = f" (field {error['field']})" if error.get("field") else ""
     return (": ".join(parts) or "unknown error") + field
+
+
+REASONS = {
+    "exception": "an exception",
+    "parameters": "its parameters",
+    "exit_code": "its process left",
+    "signal": "a signal",
+    "lease": "its lease",
+    "stall": "a stall",
+    "memory": "out of memory",
+    "node": "its node",
+}
+
+
+def error_reason(error: Mapping[str, Any] | None) -> str:
+    """What kind of end an error document tells of, in words; "" when it does not say."""
+    reason = (error or {}).get("reason")
+    return REASONS.get(reason, reason) if isinstance(reason, str) else ""
 
 
 def mask_schema(value: Any, words: frozenset[str]) -> Any:

@@ -14,10 +14,11 @@ import structlog
 from skalds_streams.core.reconcile import Run
 from skalds_streams.core.row import Row
 from skalds_streams.errors import HostError, NoHostError
-from skalds_streams.skald.host import RAN_OUT, ZYGOTE_LOST
+from skalds_streams.skald.exits import RAN_OUT, ZYGOTE_LOST, error_of
 from skalds_streams.skald.hosts import ExitInfo, Host, HostPool, RunSpec
 from skalds_streams.skald.reporter import Reporter
 from skalds_streams.worker.gauges import readings
+from skalds_streams.worker.outcome import Reason, simple
 
 LEAVING = "leaving"
 LAPSED = "the lease has lapsed"
@@ -53,6 +54,8 @@ class Actor:
         self._stop_reason: str | None = None
         self._stop_asked = asyncio.Event()
         self._ended: dict[str, Any] | None = None
+        self._stalled: dict[str, Any] | None = None
+        """The error document of a worker that is stuck."""
         self._kept_by: str | None = None
         self.metrics: dict[str, Any] | None = None
         """What the worker said last of itself (`worker.gauges.readings`)."""
@@ -122,7 +125,7 @@ class Actor:
             await host.update(version, _plain(self._row.attachments))
         except HostError as error:
             self._reporter.say(
-                "Refused", self.task_id, self.epoch, version=version, error=_error("HostError", str(error))
+                "Refused", self.task_id, self.epoch, version=version, error=simple("HostError", str(error))
             )
 
     async def run(self) -> None:
@@ -182,7 +185,7 @@ class Actor:
             await asyncio.wait({ended, asked}, return_when=asyncio.FIRST_COMPLETED)
             if not ended.done():
                 release_s, terminate_s = self._budgets(self._row.class_name or "")
-                await host.stop(self._stop_reason or "stop", release_s=release_s, terminate_s=terminate_s)
+                await host.stop(self._stop_reason or "stalled", release_s=release_s, terminate_s=terminate_s)
             return await ended
         finally:
             asked.cancel()
@@ -200,6 +203,9 @@ class Actor:
             self._reporter.say("Refused", self.task_id, self.epoch, version=event["version"], error=event.get("error"))
         elif kind == "metrics":
             self.metrics = readings(event) or self.metrics
+        elif kind == "stalled":
+            self._stalled = event["error"]
+            self._stop_asked.set()
         elif kind in ("finished", "failed", "stopped"):
             self._ended = event
 
@@ -208,7 +214,7 @@ class Actor:
         if isinstance(error, NoHostError):
             self._reporter.say("Stopped", self.task_id, self.epoch, reason=str(error), steps=[], elsewhere=True)
             return
-        fault = _error("HostError", str(error))
+        fault = simple("HostError", str(error))
         self._reporter.say("Failed", self.task_id, self.epoch, error=fault, retryable=True)
 
     def _has_crashed(self, reason: str) -> bool:
@@ -228,6 +234,7 @@ class Actor:
         Only a crash is Failed: the others cost the task none of its restarts.
         """
         event, what = self._ended or {}, exit_info.reason if exit_info is not None else "never started"
+        steps = list(self._host.steps) if self._host is not None else []
         if event.get("op") == "finished":
             self._reporter.say("Finished", self.task_id, self.epoch)
         elif event.get("op") == "failed":
@@ -237,17 +244,21 @@ class Actor:
         elif self._stop_reason in SILENT or self._ended_by_lapse(what):
             log.debug("actor.left", task=self.task_id, epoch=self.epoch)
         elif self._stop_reason is not None:
-            steps = list(self._host.steps) if self._host is not None else []
             self._reporter.say("Stopped", self.task_id, self.epoch, reason=self._stop_reason, steps=steps)
         elif what == ZYGOTE_LOST:
             self._reporter.say("Stopped", self.task_id, self.epoch, reason=what, steps=[])
         else:
-            error = _error("ProcessExit", f"the worker's process ended without a word: {what}", last_lines)
+            error = {**(self._stalled or _unexpected(event, exit_info, steps)), "output": list(last_lines)}
             self._reporter.say("Failed", self.task_id, self.epoch, error=error, retryable=True)
 
 
-def _error(kind: str, message: str, last_lines: Sequence[str] = ()) -> dict[str, Any]:
-    return {"type": kind, "message": message, "traceback": [], "output": list(last_lines)}
+def _unexpected(event: dict[str, Any], exit_info: ExitInfo | None, steps: Sequence[str]) -> dict[str, Any]:
+    """The error of a run that nobody here asked to end, and that gave none itself."""
+    if event.get("op") == "stopped":
+        return simple("Signal", "the worker was stopped by a SIGTERM that its node did not send", Reason.SIGNAL)
+    if exit_info is None:
+        return simple("HostError", "it never started")
+    return error_of(exit_info, steps)
 
 
 def _plain(attachments: Any) -> dict[str, Any] | None:

@@ -1,9 +1,10 @@
-"""One worker host, as the skald sees it: a socket, a pidfd, a process group.
+"""One worker host, as the skald sees it: a socket, a process group, and pidfds of the host and of its reaper.
 
-Rules: a host has ended only when its pidfd is readable *and* its process group is empty; until then `wait_ended`
-waits. What is left of the group is killed. Frames that the host sent are all delivered before it counts as ended. A
-host that has said how it ended, and does not exit, is killed after LINGER_S. The raw status comes from the zygote,
-the host's parent; without the zygote it is unknown.
+Rules: a host has ended only when both pidfds are readable *and* somebody has said that nothing of it is left: its
+reaper, which does so when it has no child any more, or, for a reaper that was killed, the zygote. Until then
+`wait_ended` waits. When the zygote is lost, the reaper's own end counts, and an empty process group. Frames that the
+host sent are all delivered before it counts as ended. A host that has said how it ended, and does not exit, is killed
+after LINGER_S.
 
 What does not live here: starting hosts (`hosts`), restarts, reports.
 """
@@ -16,23 +17,23 @@ import signal
 import socket
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from skalds_streams.errors import HostError
+from skalds_streams.skald.exits import OOM_KILLED, RAN_OUT, REAPER_KILLED, STUCK_WITH_GIL, ZYGOTE_LOST, ExitInfo
 from skalds_streams.skald.lease import boottime_ms
 from skalds_streams.skald.logs import RunOutput
 from skalds_streams.worker.channel import Channel
 from skalds_streams.worker.frames import Frame
 from skalds_streams.worker.kernel import group_is_empty, kill_group
+from skalds_streams.worker.outcome import Reason
 
 LINGER_S = 5.0
-STATUS_WAIT_S = 2.0
-"""How long the zygote's word on the exit status is waited for."""
+REAPER_NUDGE_S = 1.0
+"""How often a reaper that goes on is sent SIGCONT: somebody may have stopped it."""
 GROUP_POLL_S = 0.002
 GROUP_POLL_MAX_S = 0.1
-RAN_OUT = "its lease ran out: it held the GIL, or was stopped, for longer than a lease"
-ZYGOTE_LOST = "zygote lost"
 LAST_FRAMES = frozenset({"finished", "stopped", "failed"})
 
 OnEvent = Callable[[Frame], None]
@@ -60,34 +61,22 @@ class RunSpec:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class ExitInfo:
-    """How a host ended. `status` is the raw wait status, None when nobody could read it."""
-
-    status: int | None
-    reason: str
-
-    @classmethod
-    def of(cls, status: int | None) -> ExitInfo:
-        """In words: "exit 0", "exit code 3", "signal 9 (SIGKILL)", "zygote lost"."""
-        if status is None:
-            return cls(None, ZYGOTE_LOST)
-        if not os.WIFSIGNALED(status):
-            code = os.waitstatus_to_exitcode(status)
-            return cls(status, f"exit code {code}" if code else "exit 0")
-        number = os.WTERMSIG(status)
-        try:
-            return cls(status, f"signal {number} ({signal.Signals(number).name})")
-        except ValueError:  # a real-time signal has no name
-            return cls(status, f"signal {number}")
-
-
 class Host:
     """A host process that has been forked. It idles until `begin`."""
 
     def __init__(
-        self, *, name: str, pid: int, pidfd: int, sock: socket.socket, log: Any, on_ended: Callable[[Host], None]
+        self,
+        *,
+        name: str,
+        pid: int,
+        pidfd: int,
+        reaper_fd: int,
+        sock: socket.socket,
+        log: Any,
+        on_ended: Callable[[Host], None],
+        oom_killed: Callable[[], bool] = lambda: False,
     ) -> None:
+        """oom_killed: whether the kernel's OOM killer has just ended something here."""
         self.name = name
         self.pid = pid
         self.steps: list[str] = []
@@ -97,19 +86,25 @@ class Host:
         self.leased_until_ms = 0
         """The lease that the host has taken in, in ms of CLOCK_BOOTTIME."""
         self._pidfd = pidfd
+        self._reaper_fd = reaper_fd
         self._log = log.bind(host_pid=pid)
         self._on_ended = on_ended
+        self._oom_killed = oom_killed
         self._on_event: OnEvent | None = None
         self._output: RunOutput | None = None
         self._last_frame: Frame = {}
         """How the worker said that it ended."""
         self._loop = asyncio.get_running_loop()
-        self._status: asyncio.Future[int | None] = self._loop.create_future()
+        self._word: asyncio.Future[ExitInfo] = self._loop.create_future()
+        """Somebody's word on its end."""
+        self._is_orphan = False
+        self._reaper_gone = asyncio.Event()
         self._ended: asyncio.Future[ExitInfo] = self._loop.create_future()
         self._task: asyncio.Task[None] | None = None
         self._linger: asyncio.TimerHandle | None = None
         self._channel = Channel(sock, self._on_frame, self._on_channel_closed)
         self._loop.add_reader(pidfd, self._on_exit)
+        self._loop.add_reader(reaper_fd, self._on_reaper_exit)
 
     @property
     def ended(self) -> bool:
@@ -129,9 +124,8 @@ class Host:
         False when this spare has died, having run nothing. Raises HostError for a frame too large.
         """
         self._on_event = on_event
-        doomed = self._task is not None or self._status.done()
-        self.is_leased = lease_until_ms is not None
-        self.leased_until_ms = lease_until_ms or 0
+        doomed = self._task is not None or self._word.done()
+        self.is_leased, self.leased_until_ms = lease_until_ms is not None, lease_until_ms or 0
         fds = [output.writer] if output is not None else []
         self.started = not doomed and self._channel.send({**spec.frame(), "lease_until_ms": lease_until_ms}, fds)
         if self.started:
@@ -186,10 +180,20 @@ class Host:
         if not self.ended:
             kill_group(self.pid)
 
-    def exited(self, status: int | None) -> None:
-        """The zygote's word on how the process ended; None when the zygote is lost."""
-        if not self._status.done():
-            self._status.set_result(status)
+    def exited(self, status: int | None, peak_bytes: int = 0, dump: str = "") -> None:
+        """Its reaper's word: nothing is left, and how the process ended (`ExitInfo`). None: the zygote's word, for a
+        reaper that was killed.
+        """
+        if not self._word.done():
+            self._word.set_result(
+                ExitInfo(None, REAPER_KILLED) if status is None else ExitInfo.of(status, peak_bytes, dump)
+            )
+
+    def orphaned(self) -> None:
+        """The zygote is lost, and with it the word of the reaper, which does its work all the same."""
+        if not self._word.done():
+            self._is_orphan = True
+            self._word.set_result(ExitInfo(None, ZYGOTE_LOST))
 
     def abandon(self) -> None:
         """Let go of a host that does not end; only for a pool that is shutting down."""
@@ -235,19 +239,34 @@ class Host:
         self._channel.drain()
         self._task = self._loop.create_task(self._finish())
 
-    async def _finish(self) -> None:
-        await asyncio.wait({self._status}, timeout=STATUS_WAIT_S)
-        await self._empty_group()
-        self._close(self._exit_info())
+    def _on_reaper_exit(self) -> None:
+        self._loop.remove_reader(self._reaper_fd)
+        with suppress(ChildProcessError):  # it became our child if the zygote is lost and we are process 1
+            os.waitid(os.P_PIDFD, self._reaper_fd, os.WEXITED | os.WNOHANG)
+        self._reaper_gone.set()
 
-    def _exit_info(self) -> ExitInfo:
-        if self._status.done():
-            info = ExitInfo.of(self._status.result())
-        else:
-            info = ExitInfo(None, f"exit status unknown: the zygote does not answer in {STATUS_WAIT_S:g} s")
-        may_be = info.status == signal.SIGKILL or not self._status.done()
-        if may_be and not self.steps and self.is_leased and boottime_ms() >= self.leased_until_ms:
-            return ExitInfo(info.status, RAN_OUT)
+    async def _finish(self) -> None:
+        while not self._reaper_gone.is_set():
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._reaper_fd, signal.SIGCONT)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(REAPER_NUDGE_S):
+                    await self._reaper_gone.wait()
+        await asyncio.wait({self._word})
+        if self._is_orphan:
+            await self._empty_group()
+        self._close(self._explained(self._word.result()))
+
+    def _explained(self, info: ExitInfo) -> ExitInfo:
+        """Who sent SIGKILL, if it was not this skald."""
+        if info.status != signal.SIGKILL or self.steps:
+            return info
+        if info.dump:
+            return replace(info, reason=STUCK_WITH_GIL, kind=Reason.STALL)
+        if self.is_leased and boottime_ms() >= self.leased_until_ms:
+            return replace(info, reason=RAN_OUT, kind=Reason.LEASE)
+        if self._oom_killed():
+            return replace(info, reason=OOM_KILLED, kind=Reason.MEMORY)
         return info
 
     async def _empty_group(self) -> None:
@@ -260,8 +279,9 @@ class Host:
     def _close(self, info: ExitInfo) -> None:
         if self._linger is not None:
             self._linger.cancel()
-        self._loop.remove_reader(self._pidfd)
-        os.close(self._pidfd)
+        for fd in (self._pidfd, self._reaper_fd):
+            self._loop.remove_reader(fd)
+            os.close(fd)
         self._channel.close()
         if self._output is not None:
             self._output.finish(*_told(self._last_frame, info))

@@ -7,8 +7,8 @@
     await pool.stop()
 
 Rules: one loop, no threads. A host is held by its pidfd before it is released to run. A lost zygote takes its hosts
-down (the kernel kills them; each has ended only when its own group is empty) and is started again with backoff; `run`
-waits for it. At most one zygote runs. What does not live here: one host's life (`host`), what is to run where.
+down (their reapers kill them, and all that they started) and is started again with backoff; `run` waits for it. At
+most one zygote runs. What does not live here: one host's life (`host`), what is to run where.
 """
 
 from __future__ import annotations
@@ -29,8 +29,10 @@ from typing import Any
 import structlog
 
 from skalds_streams.errors import HostError, NoHostError
-from skalds_streams.skald.host import ExitInfo, Host, OnEvent, RunSpec
+from skalds_streams.skald.exits import ExitInfo
+from skalds_streams.skald.host import Host, OnEvent, RunSpec
 from skalds_streams.skald.logs import TaskLogs
+from skalds_streams.skald.oom import OomKills
 from skalds_streams.worker.channel import Channel
 from skalds_streams.worker.frames import Frame
 from skalds_streams.worker.secrets import SecretPolicy
@@ -158,6 +160,7 @@ class HostPool:
         self._hosts: dict[str, Host] = {}
         self._stopping = False
         self._lease_until_ms: int | None = None
+        self._oom_kills = OomKills()
 
     @property
     def catalogue(self) -> Catalogue:
@@ -191,6 +194,7 @@ class HostPool:
         running, there is no lease.
         """
         self._lease_until_ms = until_ms
+        self._oom_kills.look()
         for host in self._hosts.values():
             if host.started:
                 host.renew(until_ms)
@@ -200,9 +204,7 @@ class HostPool:
         return self.catalogue.classes.get(class_name, {}).get("on_disconnect") == "keep"
 
     async def run(self, spec: RunSpec, on_event: OnEvent) -> Host:
-        """Give the task to a host. Raises HostError for an unknown class, NoHostError when none comes in
-        TAKE_TIMEOUT_S.
-        """
+        """Give the task to a host. HostError: the class is unknown; NoHostError: none comes in TAKE_TIMEOUT_S."""
         if spec.class_name not in self.catalogue.classes:
             raise HostError(f"class {spec.class_name} is not loaded here")
         for _ in range(RUN_TRIES):
@@ -265,11 +267,8 @@ class HostPool:
             either: list[asyncio.Future[Any]] = [ready, zygote.gone]
             await asyncio.wait(either, timeout=START_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
             if not ready.done():
-                ended = (
-                    f"ended with {zygote.gone.result()}"
-                    if zygote.gone.done()
-                    else f"is not ready in {START_TIMEOUT_S:g} s"
-                )
+                late = f"is not ready in {START_TIMEOUT_S:g} s"
+                ended = f"ended with {zygote.gone.result()}" if zygote.gone.done() else late
                 raise HostError(f"the zygote {ended}: {' '.join(self._command)}")
             self._catalogue = ready.result()
         except BaseException:
@@ -296,7 +295,7 @@ class HostPool:
         self._drop_spawning()
         self._idle.clear()
         for host in list(self._hosts.values()):
-            host.exited(None)
+            host.orphaned()
             host.kill()
         starting = self._ready is None or not self._ready.done()
         self._ready = None
@@ -318,17 +317,28 @@ class HostPool:
             self._spawning.pop(frame["host"]).close()
             self._refill_soon()
         elif op == "exited" and (host := self._hosts.get(frame["host"])):
-            host.exited(frame["status"])
+            host.exited(frame["status"], frame["peak_bytes"], frame["dump"])
+        elif op == "exited" and (sock := self._spawning.pop(frame["host"], None)):
+            sock.close()  # its reaper was killed before it could fork
+            self._refill_soon()
 
     def _on_spawned(self, frame: Frame) -> None:
         assert self._zygote is not None
-        pidfd = self._zygote.channel.take_fd()
+        pidfd, reaper_fd = self._zygote.channel.take_fd(), self._zygote.channel.take_fd()
         sock = self._spawning.pop(frame["host"], None)
         if sock is None:
             os.close(pidfd)
+            os.close(reaper_fd)
             return
         host = Host(
-            name=frame["host"], pid=frame["pid"], pidfd=pidfd, sock=sock, log=self._log, on_ended=self._on_host_ended
+            name=frame["host"],
+            pid=frame["pid"],
+            pidfd=pidfd,
+            reaper_fd=reaper_fd,
+            sock=sock,
+            log=self._log,
+            on_ended=self._on_host_ended,
+            oom_killed=self._oom_kills.recent,
         )
         self._hosts[host.name] = host
         self._offer(host)

@@ -10,7 +10,7 @@
 
 Rules: one thread does it all, so that neither a slow disk nor a worker that prints without end holds the event loop up;
 it looks at most once in PACE_S, and a worker that prints faster than that waits. What the thread can't write is lost
-and costs the worker nothing. A run's output ends with the run: what an escaped child prints later goes nowhere.
+and costs the worker nothing. A run's output ends with the run: what comes later from anywhere goes nowhere.
 
 What does not live here: lines (`output`), files (`ring`).
 """
@@ -234,7 +234,7 @@ class TaskLogs:
         if self._open.pop(output.reader, None) is None:
             return
         if output.reader in self._runs:
-            for _ in range(2):  # a pipe full, and what came meanwhile; an escaped child may print for ever
+            for _ in range(2):  # a pipe full, and what came meanwhile; somebody else may print for ever
                 if not self._read(output):
                     break
         if self._runs.pop(output.reader, None) is not None:

@@ -21,6 +21,7 @@ from skalds_streams.skald.hosts import HostPool
 from skalds_streams.skald.lease import Lease
 from skalds_streams.skald.reporter import Reporter
 from skalds_streams.view.cluster import ClusterView
+from skalds_streams.worker.outcome import simple
 
 RECONCILE_S = 5.0
 STARTS_AT_ONCE = 8
@@ -176,7 +177,7 @@ class Supervisor:
             raise
         except Exception as error:  # the edge of one worker: a defect of ours there must not end its siblings
             log.exception("actor.failed", task=actor.task_id, epoch=actor.epoch)
-            fault = {"type": type(error).__name__, "message": str(error), "traceback": []}
+            fault = simple(type(error).__name__, str(error))
             self._reporter.say("Failed", actor.task_id, actor.epoch, error=fault, retryable=True)
         self._begun(actor.task_id)
         self._done[actor.task_id] = actor.epoch

@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from skalds_streams.core.redact import redact_text
 from skalds_streams.core.row import Row, Status
-from skalds_streams.projections.masking import error_text, text_cleaner
+from skalds_streams.projections.masking import error_reason, error_text, text_cleaner
 from skalds_streams.version import __version__
 from skalds_streams.web.api import select, task_counts
 from skalds_streams.web.context import WebContext
@@ -95,6 +95,7 @@ class Pages:
             "waiting": waiting_reasons(row, clean),
             "crashes": crashes(row.attempt) if row.attempt else "none",
             "error": error_text(doc["error"]),
+            "ended_by": error_reason(doc["error"]),
             "trace": _lines_of(doc["error"], "traceback"),
             "output": _lines_of(doc["error"], "output"),
             "refused": error_text(doc["refused"]["error"]) if _has_error(doc["refused"]) else "",

@@ -17,6 +17,8 @@ Order of a run: `initialize` → before → main → after → release. Every me
   on.
 - The update handler is called beside main: in a thread, or on the worker's loop if it is `async def`. What it raises
   refuses the update.
+- The class attributes without a value of the run's (`release_s` … `stall_s`) are options: they are checked when the
+  class is loaded, and a wrong one makes it not loadable.
 
 What does not live here: finding classes (`registry`) and calling the methods (`run`).
 """
@@ -35,6 +37,7 @@ from pydantic import BaseModel
 
 from skalds_streams.worker.children import Children, Command
 from skalds_streams.worker.gauges import Gauges
+from skalds_streams.worker.stall import StallWatch
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
@@ -62,6 +65,26 @@ class BaseTaskWorker(ABC, Generic[ModelT]):
     """What becomes of it when its node can't reach Kafka for a lease. "stop": it ends, so that another node can run it
     and it never runs twice. "keep": it runs on, and may run twice until the node is back."""
 
+    memory_max: int | str | None = None
+    """How much memory it may have: bytes, or a text like "512M" or "2G" (powers of 1024). None: as much as there is.
+
+    Above it an allocation fails. In Python that raises MemoryError, the run fails with the reason "memory", and the
+    task is started again; C code may end the process by SIGABRT or SIGSEGV instead, which looks like any other crash.
+    The kernel keeps the limit (RLIMIT_DATA) for each process by itself: a program that the worker starts has as much
+    again. It counts private writable memory when it is asked for, used or not, what the modules took at import and the
+    stacks of threads (8 MiB each) included; not counted are shared memory, the page cache, files that are mapped for
+    reading, and a GPU's memory. It is no protection of the machine: for that, limit the node's control group.
+    """
+
+    stall_s: float = 0.0
+    """How long main may go without calling `self.progress()`, in seconds; 0: as long as it likes.
+
+    Above it the run has stalled: the stack of every thread is kept as the task's error, the worker is stopped as by any
+    stop (release handler and budgets), and the run counts as a crash with the reason "stall". A main that holds the GIL
+    meanwhile is killed without that, up to 3 s later. It counts from the beginning of main: `initialize` and the before
+    handler are not watched. A process that stands still (SIGSTOP) makes no progress either.
+    """
+
     task_id: str
     task_type: str
     """The class's name."""
@@ -72,6 +95,7 @@ class BaseTaskWorker(ABC, Generic[ModelT]):
     logger: logging.LoggerAdapter[logging.Logger]
     """Writes to the task's log file. Records carry `task_id` and `epoch`."""
 
+    _watch: StallWatch | None
     _handlers: ClassVar[dict[str, str]] = {}
 
     def __new__(cls, *_args: object, **_kwargs: object) -> Self:
@@ -90,6 +114,13 @@ class BaseTaskWorker(ABC, Generic[ModelT]):
     @abstractmethod
     def initialize(self, data: ModelT) -> Awaitable[None] | None:
         """Take the parameters and prepare the run."""
+
+    def progress(self) -> None:
+        """Main is not stuck: call it once a frame, a page, a message. From any thread; costs less than a microsecond.
+        It means something only where the class says `stall_s`.
+        """
+        if self._watch is not None:
+            self._watch.feed()
 
     @classmethod
     def get_data_model(cls) -> type[BaseModel]:
@@ -132,6 +163,7 @@ class BaseTaskWorker(ABC, Generic[ModelT]):
         self.is_done = False
         self._gauges = Gauges()
         self._children = Children()
+        self._watch = None
         self.logger = logging.LoggerAdapter(
             logging.getLogger(f"worker.{self.task_type}"), {"task_id": task_id, "epoch": epoch}
         )

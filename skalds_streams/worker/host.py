@@ -1,14 +1,16 @@
-"""The child process that runs one worker. Forked by the zygote, it waits for a "run" frame, runs, and exits 0 after
-its last frame.
+"""The child process that runs one worker. Forked by its reaper, itself a fork of the zygote, it waits for a "run"
+frame, runs, and exits 0 after its last frame.
 
 The main thread runs user code; an I/O thread reads the socket; updates have a thread of their own. Rules:
 
 - The end of the stream means that the skald is gone: the process group is killed at once.
 - A kernel timer ends the process when the lease is not renewed. The I/O thread arms it anew, so that a worker which
   holds the GIL for a lease ends, too.
+- When main makes no progress for longer than its class allows, the I/O thread takes the stacks down, and the skald
+  stops the worker; a main that holds the GIL is ended by the kernel (`stall`).
 - Nothing is sent after the last frame, and no frame is ever cut by a stop.
-- The process ends by `os._exit`: threads that user code left behind do not keep it. What they started dies with the
-  process group; what the main thread forked is killed by the kernel in the same moment.
+- The process ends by `os._exit`: threads that user code left behind do not keep it. What they started is killed by
+  the reaper; what the main thread forked is killed by the kernel in the same moment.
 
 What does not live here: the order of the hooks (`run`), forking (`zygote`).
 """
@@ -28,12 +30,16 @@ from functools import partial
 from io import TextIOWrapper
 from typing import Any, NoReturn
 
-from skalds_streams.worker import kernel, outcome
+from skalds_streams.worker import kernel, memory, outcome
 from skalds_streams.worker.frames import Frame, recv_frame, send_frame
 from skalds_streams.worker.registry import Registry
 from skalds_streams.worker.run import Run
 from skalds_streams.worker.secrets import SecretPolicy, Secrets
+from skalds_streams.worker.stall import StallWatch
 from skalds_streams.worker.stopper import Stopper
+
+LOOK_S = 1.0
+"""How often the I/O thread looks after a worker that is watched (`stall_s`), at least."""
 
 FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT}
 """Never blocked: faulthandler writes them down."""
@@ -42,8 +48,10 @@ FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SI
 class Host:
     """This process's side of the conversation with the skald."""
 
-    def __init__(self, sock: socket.socket, policy: SecretPolicy) -> None:
-        self._sock, self._policy = sock, policy
+    def __init__(self, sock: socket.socket, policy: SecretPolicy, dump_fd: int) -> None:
+        self._sock, self._policy, self._dump_fd = sock, policy, dump_fd
+        self._watch: StallWatch | None = None
+        self._stalled: Frame | None = None
         self._lock = threading.Lock()
         self._closed = False
         self._stopper = Stopper()
@@ -69,12 +77,19 @@ class Host:
             error = outcome.simple("UnknownClass", f"class {frame['class']} is not loaded on this node")
             self.send({"op": "failed", "error": error, "retryable": True}, last=True)
             return
+        if worker_class.memory_max_bytes is not None:
+            memory.limit(worker_class.memory_max_bytes)
         configure_logging()
         secrets = Secrets(self._policy, worker_class.secret)
         mask_output(secrets.clean)
-        self._run = Run(worker_class, frame, send=self.send, stopper=self._stopper, secrets=secrets)
+        if worker_class.stall_s > 0:
+            self._watch = StallWatch(worker_class.stall_s, self._dump_fd)
+        self._run = Run(worker_class, frame, send=self.send, stopper=self._stopper, secrets=secrets, watch=self._watch)
         threading.Thread(target=self._read, name="skald-io", daemon=True).start()
-        self.send(self._run.execute(), last=True)
+        last = self._run.execute()
+        if last["op"] == "stopped" and self._stalled is not None:
+            last = {"op": "failed", "error": self._stalled, "retryable": True}
+        self.send(last, last=True)
 
     def send(self, frame: Frame, *, last: bool = False) -> None:
         """Send a frame, from any thread. After the last one the others are dropped."""
@@ -120,6 +135,9 @@ class Host:
                     self.send({"op": "leased", "until_ms": frame["until_ms"]})
                 elif frame["op"] == "epoch":
                     self._run.take_epoch(frame["epoch"])
+        except MemoryError as error:  # no more than main does it get what it needs
+            memory.use_reserve()
+            self.send({"op": "failed", "error": outcome.describe(error), "retryable": True}, last=True)
         finally:
             die()
 
@@ -130,9 +148,19 @@ class Host:
         poll.register(self._wakeup, select.POLLIN)
         ready: set[int] = set()
         while self._sock.fileno() not in ready:
-            pause_s = self._stopper.nudge()
-            ready = {fd for fd, _ in poll.poll(None if pause_s is None else 1000 * pause_s)}
+            pauses_s = [pause_s for pause_s in (self._stopper.nudge(), self._look_at_stall()) if pause_s is not None]
+            ready = {fd for fd, _ in poll.poll(1000 * min(pauses_s) if pauses_s else None)}
         return recv_frame(self._sock)
+
+    def _look_at_stall(self) -> float | None:
+        """Tell the skald when main is stuck: it stops this worker. Seconds until the next look."""
+        if self._watch is None or self._run is None:
+            return None
+        due_in_s = self._watch.due_in_s()
+        if due_in_s == 0.0:
+            self._stalled = self._run.stalled()
+            self.send({"op": "stalled", "error": self._stalled})
+        return min(due_in_s or LOOK_S, LOOK_S)
 
     def _note_fork(self) -> None:
         """User code is about to fork. The kernel's death signal follows the thread that does: only main will do."""
@@ -157,10 +185,10 @@ def die() -> NoReturn:
     os._exit(1)
 
 
-def host_main(sock: socket.socket, registry: Registry, policy: SecretPolicy) -> NoReturn:
-    """The whole of a host's life, after the fork."""
+def host_main(sock: socket.socket, registry: Registry, policy: SecretPolicy, dump_fd: int) -> NoReturn:
+    """The whole of a host's life, after the fork. dump_fd: takes the stacks of a worker that is stuck."""
     atexit._clear()  # what the zygote's modules registered is the zygote's
-    Host(sock, policy).serve(registry)
+    Host(sock, policy, dump_fd).serve(registry)
     leave(0)
 
 

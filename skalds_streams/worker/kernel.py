@@ -72,6 +72,32 @@ class _Times(ctypes.Structure):
     _fields_ = tuple((name, ctypes.c_long) for name in ("interval_s", "interval_ns", "value_s", "value_ns"))
 
 
+class Timer:
+    """Sends a signal to this process at a moment of a clock. A fork does not inherit it."""
+
+    _SIGNAL, _ABSOLUTE = 0, 1
+
+    def __init__(self, signum: int, clock: int) -> None:
+        self._libc = load_libc()
+        self._timer = ctypes.c_void_p()
+        event = _Event(signo=signum, notify=self._SIGNAL)
+        create = getattr(self._libc, "timer_create", None)
+        self.is_there = create is not None and create(clock, ctypes.byref(event), ctypes.byref(self._timer)) == 0
+        """Whether the kernel has such a timer."""
+
+    def arm(self, at_ms: int) -> bool:
+        """Send it at this time of the clock, in ms, instead of any earlier said; at once when it has passed."""
+        if not self.is_there:
+            return False
+        times = _Times(0, 0, at_ms // 1000, at_ms % 1000 * 1_000_000)
+        return bool(self._libc.timer_settime(self._timer, self._ABSOLUTE, ctypes.byref(times), None) == 0)
+
+    def disarm(self) -> None:
+        """Send nothing."""
+        if self.is_there:
+            self._libc.timer_settime(self._timer, self._ABSOLUTE, ctypes.byref(_Times()), None)
+
+
 class KillTimer:
     """Ends this process with SIGKILL at a moment of CLOCK_BOOTTIME, whatever it is doing then: stopped, holding the
     GIL, or asleep with its machine. A fork does not inherit it.
@@ -79,25 +105,14 @@ class KillTimer:
     Where the kernel has no such timer, an interval timer (SIGALRM) stands in, which the first two of these delay.
     """
 
-    _SIGNAL, _ABSOLUTE = 0, 1
-
     def __init__(self) -> None:
-        self._libc = load_libc()
-        self._timer = ctypes.c_void_p()
-        event = _Event(signo=signal.SIGKILL, notify=self._SIGNAL)
-        create = getattr(self._libc, "timer_create", None)
-        self.is_exact = (
-            create is not None and create(time.CLOCK_BOOTTIME, ctypes.byref(event), ctypes.byref(self._timer)) == 0
-        )
+        self._timer = Timer(signal.SIGKILL, time.CLOCK_BOOTTIME)
 
     def arm(self, until_ms: int) -> None:
         """Kill at this time, in ms of CLOCK_BOOTTIME, instead of any earlier said; at once when it has passed."""
-        if self.is_exact:
-            times = _Times(0, 0, until_ms // 1000, until_ms % 1000 * 1_000_000)
-            if self._libc.timer_settime(self._timer, self._ABSOLUTE, ctypes.byref(times), None) == 0:
-                return
-        left_s = until_ms / 1000 - time.clock_gettime(time.CLOCK_BOOTTIME)
-        signal.setitimer(signal.ITIMER_REAL, max(left_s, 0.000_001))
+        if not self._timer.arm(until_ms):
+            left_s = until_ms / 1000 - time.clock_gettime(time.CLOCK_BOOTTIME)
+            signal.setitimer(signal.ITIMER_REAL, max(left_s, 0.000_001))
 
 
 def kill_group(pgid: int, signum: int = signal.SIGKILL) -> bool:
@@ -107,6 +122,36 @@ def kill_group(pgid: int, signum: int = signal.SIGKILL) -> bool:
     except (ProcessLookupError, PermissionError):
         return False
     return True
+
+
+def kill_with_group(pid: int) -> None:
+    """SIGKILL a child of ours that we have not reaped, and its process group, in which nobody then gets to fork. Only
+    the process itself if it is in our group.
+    """
+    try:
+        group = os.getpgid(pid)
+        if group == os.getpgrp():
+            os.kill(pid, signal.SIGKILL)
+        else:
+            os.killpg(group, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        return
+
+
+def children() -> list[int]:
+    """Children of this process, which has one thread; zombies too. One may be left out when another ends meanwhile."""
+    me = os.getpid()
+    try:
+        return [int(pid) for pid in Path(f"/proc/self/task/{me}/children").read_text().split()]
+    except FileNotFoundError:  # a kernel without CONFIG_PROC_CHILDREN
+        return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit() and _parent(entry) == me]
+
+
+def _parent(process: Path) -> int | None:
+    try:
+        return int((process / "stat").read_text(errors="replace").rpartition(")")[2].split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return None
 
 
 def group_is_empty(pgid: int) -> bool:

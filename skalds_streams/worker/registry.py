@@ -23,6 +23,7 @@ from typing import Any
 from pydantic import AliasChoices, BaseModel, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from skalds_streams.worker import memory
 from skalds_streams.worker.baseclass import MAIN, BaseTaskWorker
 from skalds_streams.worker.installed import Offer
 from skalds_streams.worker.secret_fields import secret_paths
@@ -50,6 +51,8 @@ class WorkerClass:
     terminate_s: float
     isolation: str = "process"
     on_disconnect: str = "stop"
+    memory_max_bytes: int | None = None
+    stall_s: float = 0.0
     secret: tuple[str, ...] = ()
     """Paths of the secret parameters (`secret_fields`)."""
 
@@ -76,6 +79,8 @@ class WorkerClass:
             "on_disconnect": self.on_disconnect,
             "release_s": self.release_s,
             "terminate_s": self.terminate_s,
+            "memory_max_bytes": self.memory_max_bytes,
+            "stall_s": self.stall_s,
         }
 
 
@@ -219,6 +224,8 @@ def check(worker_type: WorkerType) -> WorkerClass:
         release_s=_budget(worker_type, "release_s"),
         terminate_s=_budget(worker_type, "terminate_s"),
         on_disconnect=_on_disconnect(worker_type),
+        memory_max_bytes=_memory_max(worker_type),
+        stall_s=_budget(worker_type, "stall_s"),
         secret=tuple(secret_paths(model)),
     )
 
@@ -228,6 +235,21 @@ def _on_disconnect(worker_type: WorkerType) -> str:
     if value not in ("stop", "keep"):
         raise NotLoadable(f'{worker_type.__name__}.on_disconnect is {value!r}: it must be "stop" or "keep"')
     return str(value)
+
+
+def _memory_max(worker_type: WorkerType) -> int | None:
+    value, name = worker_type.memory_max, f"{worker_type.__name__}.memory_max"
+    if value is None:
+        return None
+    size = memory.parse_size(value)
+    if size is None:
+        raise NotLoadable(f'{name} is {value!r}: it must be a number of bytes above 0, or a text like "512M" or "2G"')
+    used = memory.used_bytes()
+    if size <= used:
+        raise NotLoadable(
+            f"{name} is {value!r}: the loaded modules alone take {memory.size_text(used)}. Give it more, or load less."
+        )
+    return size
 
 
 def _budget(worker_type: WorkerType, name: str) -> float:

@@ -22,11 +22,12 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from skalds_streams.worker import outcome
+from skalds_streams.worker import memory, outcome
 from skalds_streams.worker.baseclass import AFTER, BEFORE, MAIN, RELEASE, UPDATE, BaseTaskWorker, NonRetryableError
 from skalds_streams.worker.frames import Frame
 from skalds_streams.worker.registry import WorkerClass
 from skalds_streams.worker.secrets import SecretPolicy, Secrets, UnresolvedSecretError
+from skalds_streams.worker.stall import StallWatch, awaited
 from skalds_streams.worker.stopper import REPEAT_MAX_S, Stopper, StopRun
 
 UPDATES_PENDING_MAX = 16
@@ -46,12 +47,15 @@ class Run:
         send: Callable[[Frame], None],
         stopper: Stopper,
         secrets: Secrets | None = None,
+        watch: StallWatch | None = None,
     ) -> None:
+        """watch: is told when main begins, makes progress and ends."""
         self._secrets = secrets or Secrets(SecretPolicy(), worker_class.secret)
         self._class = worker_class
         self._frame = frame
         self._send = send
         self._stopper = stopper
+        self._watch = watch
         self._worker: BaseTaskWorker[Any] | None = None
         self._runner: asyncio.Runner | None = None
         self._main_loop: asyncio.AbstractEventLoop | None = None
@@ -121,7 +125,7 @@ class Run:
                 return {"op": "stopped"}
             self._send({"op": "running", "version": self._frame["version"]})
             threading.Thread(target=self._apply_updates, args=(worker,), name="updates", daemon=True).start()
-            self._call(worker._handler(MAIN))
+            self._main(worker)
         except BaseException as error:  # noqa: BLE001  # user code may raise anything, and a stop is one
             self._stopper.disarm()
             return self._ended_by(error)
@@ -133,6 +137,23 @@ class Run:
         except BaseException as error:  # noqa: BLE001  # as above
             self._log_ignored(AFTER, error)
         return {"op": "finished"}
+
+    def _main(self, worker: BaseTaskWorker[Any]) -> None:
+        if self._watch is None:
+            self._call(worker._handler(MAIN))
+            return
+        worker._watch = self._watch
+        self._watch.begin()
+        try:
+            self._call(worker._handler(MAIN))
+        finally:
+            self._watch.end()
+
+    def stalled(self) -> dict[str, Any]:
+        """Main is stuck: the error document that says where. Not from the main thread."""
+        assert self._watch is not None
+        dump = self._watch.take_down()
+        return outcome.stalled(self._watch.stall_s, dump, awaited(self._stopper.guarded))
 
     def _construct(self) -> BaseTaskWorker[Any]:
         with self._stopper:
@@ -149,11 +170,15 @@ class Run:
             return {"op": "stopped"}
         if isinstance(error, SystemExit) and not error.code:
             return {"op": "finished"}
-        return {
-            "op": "failed",
-            "error": outcome.describe(error, self._secrets.clean),
-            "retryable": not isinstance(error, NonRetryableError),
-        }
+        return {"op": "failed", "error": self._described(error), "retryable": not isinstance(error, NonRetryableError)}
+
+    def _described(self, error: BaseException) -> dict[str, Any]:
+        if not isinstance(error, MemoryError) or self._class.memory_max_bytes is None:
+            return outcome.describe(error, self._secrets.clean)
+        memory.use_reserve()
+        most = f"the class allows its workers {memory.size_text(self._class.memory_max_bytes)} (memory_max)"
+        described = outcome.describe(error, self._secrets.clean)
+        return {**described, "message": ": ".join(text for text in (described["message"], most) if text)}
 
     def _call(self, hook: Callable[..., Any] | None, *args: object) -> None:
         """Call a method of the worker so that a stop interrupts it."""
@@ -233,6 +258,7 @@ class Run:
             return outcome.simple(
                 "NoUpdateHandler",
                 f"{worker.task_type} has no @{UPDATE}: its parameters change only when the task is restarted",
+                outcome.Reason.PARAMETERS,
             )
         try:
             result = handler(self._validated(frame["attachments"]))

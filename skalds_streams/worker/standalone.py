@@ -5,7 +5,7 @@ cancel does, with exit code 0; a second Ctrl-C kills. What fails the run ends wi
 parameters that do not fit with exit code 2. As in a host, threads that the worker left behind keep nothing alive.
 
 Options: one a parameter, by field name and by alias. A value is taken as it is; where the model does not accept the
-text, it is read as JSON. What does not live here: updates while it runs, leases and time limits.
+text, it is read as JSON. What does not live here: updates while it runs, leases and limits.
 """
 
 from __future__ import annotations

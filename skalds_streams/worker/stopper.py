@@ -21,7 +21,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any
@@ -118,6 +118,13 @@ class Stopper:
             return await awaitable
         finally:
             self._task = None
+
+    @property
+    def guarded(self) -> Coroutine[Any, Any, Any] | None:
+        """What `guard` awaits now, from the task's own coroutine on; None when it awaits nothing."""
+        task = self._task
+        coroutine = task.get_coro() if task is not None else None
+        return coroutine if isinstance(coroutine, Coroutine) else None
 
     def _drain_wakeup(self) -> bool:
         """Whether one of our signals has arrived, and is still ours to handle."""

@@ -2,10 +2,11 @@
 
 It has imported the user's modules once, so that a host starts in milliseconds and shares their memory. Rules:
 
-- Single-threaded: fork is safe, and the hosts' death signal follows the one thread that forks.
-- Every host is the leader of its own process group. What is left of the group is killed before the host is reaped:
-  until then the kernel can't give its number to another process.
-- The end of the skald's socket, or the skald's death, ends the zygote and kills every group. SIGINT and SIGTERM do
+- Single-threaded: fork is safe, and the death signals follow the one thread that forks.
+- It forks a reaper for each host, which forks the host, tells the skald of both and of the end, and leaves nothing
+  of the host behind (`reaper`). The zygote does it for a reaper that somebody killed: every child of the zygote that
+  is no reaper is what such a one has left, for those of living hosts are beneath their reapers.
+- The end of the skald's socket, or the skald's death, ends the zygote, and with it the hosts. SIGINT and SIGTERM do
   not: they are sent to whole terminals and control groups, and the hosts need their time to release.
 
 What does not live here: which hosts there are and what they run; the skald decides.
@@ -28,24 +29,33 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import NoReturn
 
-from skalds_streams.worker import kernel
+from skalds_streams.worker import kernel, reaper
 from skalds_streams.worker.frames import Frame, recv_frame, send_frame
 from skalds_streams.worker.host import flush_output, host_main
 from skalds_streams.worker.installed import offers
+from skalds_streams.worker.reaper import PARENT_DIED
 from skalds_streams.worker.registry import Registry, load
 from skalds_streams.worker.secrets import SecretPolicy
+from skalds_streams.worker.stall import read_dump
 
-PARENT_DIED = signal.SIGUSR1
+QUIET_LOOKS = 2
+"""Looks in a row that find no stranger before there is none: one may miss a child."""
 
 
 class Zygote:
-    """Forks on request, reports ends."""
+    """Forks on request."""
 
     def __init__(self, control: socket.socket, registry: Registry, policy: SecretPolicy, *, parent: int) -> None:
         self._control, self._policy = control, policy
         self._registry = registry
         self._parent = parent
-        self._hosts: dict[int, str] = {}
+        self._reapers: dict[int, str] = {}
+        """Process id → name of the host."""
+        self._helpers = set(kernel.children())
+        """What modules started at import."""
+        self._unreported: list[str] = []
+        """Hosts whose reaper was killed, and of which something may be left."""
+        self._quiet = 0
         self._selector = selectors.DefaultSelector()
         self._wakeup, self._wakeup_end = socket.socketpair()
 
@@ -57,17 +67,20 @@ class Zygote:
         try:
             send_frame(self._control, self._ready())
             while os.getppid() == self._parent:
-                ready = {key.fileobj for key, _ in self._selector.select()}
+                pause_s = reaper.POLL_S if self._unreported else None
+                ready = {key.fileobj for key, _ in self._selector.select(pause_s)}
                 if self._wakeup in ready:
                     self._wakeup.recv(4096)
                     self._reap()
+                if self._unreported:
+                    self._end_strangers()
                 if self._control in ready and not self._answer():
                     return
         except (BrokenPipeError, ConnectionResetError):
             return
         finally:
-            for pid in self._hosts:
-                kernel.kill_group(pid)
+            for pid in self._strangers():
+                kernel.kill_with_group(pid)
 
     def _ready(self) -> Frame:
         return {
@@ -101,58 +114,101 @@ class Zygote:
         return True
 
     def _spawn(self, name: str, fds: Sequence[int]) -> None:
-        """Fork a host that owns `fds`: its socket, and the node's lock if there is one."""
+        """Fork the reaper of a host that owns `fds`: its socket, and the node's lock if there is one."""
         flush_output()
         zygote = os.getpid()
         pid = os.fork()
         if pid == 0:
-            self._become_host(fds[0], zygote)
-        lead_group(pid)
-        self._hosts[pid] = name
-        pidfd = os.pidfd_open(pid)
-        try:
-            send_frame(self._control, {"op": "spawned", "host": name, "pid": pid}, [pidfd])
-        finally:
-            os.close(pidfd)
+            self._become_reaper(name, fds[0], zygote)
+        self._reapers[pid] = name
 
-    def _become_host(self, sock_fd: int, zygote: int) -> NoReturn:
-        """In the child: shed what is the zygote's, then live as a host."""
+    def _become_reaper(self, name: str, sock_fd: int, zygote: int) -> NoReturn:
+        """In the child: fork the host, and stay until nothing of it is left. Ends with 0 when all is said."""
         try:
-            lead_group(0)
-            kernel.set_parent_death_signal(signal.SIGKILL)
-            if os.getppid() != zygote:
-                os._exit(1)
-            signal.set_wakeup_fd(-1)
-            for signum in (signal.SIGCHLD, signal.SIGTERM, PARENT_DIED):
-                signal.signal(signum, signal.SIG_DFL)
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            if not reaper.prepare(zygote):
+                os._exit(0)
             self._selector.close()
-            for sock in (self._control, self._wakeup, self._wakeup_end):
+            for sock in (self._wakeup, self._wakeup_end):
                 sock.close()
-            kernel.set_name("skald-host")
-            gc.enable()
-            reseed()
-            host_main(socket.socket(fileno=sock_fd), self._registry, self._policy)
+            me, dump_fd = os.getpid(), os.memfd_create("skald-stacks")
+            try:
+                pid = os.fork()
+            except OSError as error:
+                self._tell({"op": "spawn_failed", "host": name, "error": str(error)})
+                os._exit(0)
+            if pid == 0:
+                self._become_host(sock_fd, dump_fd, me)
+            lead_group(pid)
+            os.close(sock_fd)
+            pidfds = [os.pidfd_open(pid), os.pidfd_open(me)]
+            self._tell({"op": "spawned", "host": name, "pid": pid}, pidfds)
+            for fd in pidfds:
+                os.close(fd)
+            ended = reaper.until_nothing_is_left(pid, zygote)
+            if os.getppid() == zygote:  # else that is why the host has ended, and the skald knows it
+                known = {"status": ended.status, "peak_bytes": ended.peak_bytes, "dump": read_dump(dump_fd)}
+                self._tell({"op": "exited", "host": name, **known})
+            os._exit(0)
         except BaseException:  # noqa: BLE001  # the fork must not run on as a second zygote
             traceback.print_exc()
         finally:
             os._exit(70)
 
+    def _tell(self, frame: Frame, fds: Sequence[int] = ()) -> None:
+        """A reaper's word to the skald: small enough for one write, which those of others do not mix with."""
+        with suppress(BrokenPipeError, ConnectionResetError):  # then nobody needs it any more
+            send_frame(self._control, frame, fds)
+
+    def _become_host(self, sock_fd: int, dump_fd: int, parent: int) -> NoReturn:
+        """In the reaper's child: shed what is the reaper's and the zygote's, then live as a host."""
+        try:
+            lead_group(0)
+            kernel.set_parent_death_signal(signal.SIGKILL)
+            if os.getppid() != parent:
+                os._exit(1)
+            for signum in (*reaper.SIGNALS, signal.SIGTERM):
+                signal.signal(signum, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.pthread_sigmask(signal.SIG_SETMASK, ())
+            self._control.close()
+            kernel.set_name("skald-host")
+            gc.enable()
+            reseed()
+            host_main(socket.socket(fileno=sock_fd), self._registry, self._policy, dump_fd)
+        except BaseException:  # noqa: BLE001  # the fork must not run on as a second reaper
+            traceback.print_exc()
+        finally:
+            os._exit(70)
+
     def _reap(self) -> None:
-        """Collect the dead: our hosts, and orphans of theirs that came to us as the subreaper."""
+        """Collect the dead: reapers that have said all, those that were killed, and what these left."""
         while True:
             try:
-                dead = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
                 return
-            if dead is None:
+            if pid == 0:
                 return
-            name = self._hosts.pop(dead.si_pid, None)
-            if name is not None:
-                kernel.kill_group(dead.si_pid)
-            _, status = os.waitpid(dead.si_pid, 0)
-            if name is not None:
-                send_frame(self._control, {"op": "exited", "host": name, "pid": dead.si_pid, "status": status})
+            self._helpers.discard(pid)
+            name = self._reapers.pop(pid, None)
+            if name is not None and status != 0:
+                self._unreported.append(name)
+                self._quiet = 0
+
+    def _end_strangers(self) -> None:
+        """Kill what killed reapers have left; when there is nothing any more, tell the skald."""
+        strangers = self._strangers()
+        for pid in strangers:
+            kernel.kill_with_group(pid)
+        self._quiet = 0 if strangers else self._quiet + 1
+        if self._quiet >= QUIET_LOOKS:
+            for name in self._unreported:
+                send_frame(self._control, {"op": "exited", "host": name, "status": None, "peak_bytes": 0, "dump": ""})
+            self._unreported.clear()
+
+    def _strangers(self) -> list[int]:
+        """Children that are neither reapers nor the modules' own."""
+        return [pid for pid in kernel.children() if pid not in self._reapers and pid not in self._helpers]
 
 
 def lead_group(pid: int) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import fcntl
 import logging
 import os
 import queue
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from pydantic import BaseModel, Field
@@ -96,8 +99,6 @@ class Once(Base):
 
     @run_main_handler
     def once(self) -> None:
-        import threading
-
         threading.Thread(target=time.sleep, args=(600,)).start()
 
 
@@ -122,6 +123,18 @@ class Crash(Base):
     @run_main_handler
     def crash(self) -> None:
         raise ValueError("the lens {fell} off")
+
+
+class Hungry(Base):
+    """Takes all the memory that it can get, in small pieces."""
+
+    memory_max = "300M"
+
+    @run_main_handler
+    def eat(self) -> None:
+        eaten = []
+        while True:
+            eaten.append(bytes(4096))
 
 
 class ExitCode(Base):
@@ -181,14 +194,71 @@ class Chatter(Base):
             self.sign("10 MB")
 
 
-class Escape(Base):
-    """Starts a program that leaves its process group, keeps its output open and outlives it."""
+class SaysBefore(Base):
+    """Prints a line."""
 
     @run_main_handler
     def main(self) -> None:
         print("before")
-        self.child = subprocess.Popen(["sleep", "600"], start_new_session=True)
-        self.sign(str(self.child.pid))
+        self.sign("printed")
+        time.sleep(600)
+
+
+class Progressing(Base):
+    """Says so, again and again."""
+
+    stall_s = 2.0
+
+    @run_main_handler
+    def main(self) -> None:
+        until = time.monotonic() + 1.2 * self.stall_s
+        while time.monotonic() < until:
+            self.progress()
+            time.sleep(0.01)
+
+
+class Stuck(Base):
+    """Waits for what never comes."""
+
+    stall_s = 0.3
+
+    @run_main_handler
+    def main(self) -> None:
+        self.progress()
+        self.wait_for_a_frame()
+
+    def wait_for_a_frame(self) -> None:
+        threading.Event().wait()
+
+    @release_handler
+    def release(self) -> None:
+        self.sign("released")
+
+
+class AsyncStuck(Stuck):
+    @run_main_handler
+    async def main(self) -> None:
+        await self.wait_for_a_page()
+
+    async def wait_for_a_page(self) -> None:
+        await asyncio.Event().wait()
+
+
+class DeafAndStuck(Stuck):
+    """Can't be stopped either."""
+
+    release_s = 0.2
+    terminate_s = 0.1
+
+    def wait_for_a_frame(self) -> None:
+        while True:
+            with suppress(BaseException):
+                threading.Event().wait()
+
+
+class StuckWithTheGil(Stuck):
+    def wait_for_a_frame(self) -> None:
+        sum(range(10**15))
 
 
 class WithChild(Base):
@@ -257,3 +327,46 @@ class Fork(Base):
             time.sleep(600)
             os._exit(0)
         self.sign(str(pid))
+
+
+SLEEPER = "import time; time.sleep(600)"
+DAEMON = """
+import os, time
+if os.fork(): os._exit(0)
+os.setsid()
+if os.fork(): os._exit(0)
+time.sleep(600)
+"""
+COMET = """
+import os
+while True:
+    if os.fork(): os._exit(0)
+    os.setsid()
+"""
+"""Never the same process for longer than a fork takes, each in a session of its own."""
+
+
+class Runaways(Base):
+    """Starts what no process group holds. All of them have the lock on `<file>.lock`, until they end."""
+
+    @run_main_handler
+    def main(self) -> None:
+        lock = Path(self.params.file + ".lock").open("w")  # noqa: SIM115  # held to the end
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        os.set_inheritable(lock.fileno(), True)
+        self.session = subprocess.Popen([sys.executable, "-c", SLEEPER], start_new_session=True, close_fds=False)
+        for script in (DAEMON, COMET):
+            subprocess.run([sys.executable, "-c", script], close_fds=False, check=True)
+        self.sign("ready")
+        time.sleep(600)
+
+
+class Littering(Base):
+    """Starts programs that lose their parent, and end soon after."""
+
+    @run_main_handler
+    def main(self) -> None:
+        for _ in range(5):
+            subprocess.run(["/bin/sh", "-c", "true & true &"], check=True)
+        self.sign("ready")
+        time.sleep(600)

@@ -147,3 +147,19 @@ class Teller(BaseTaskWorker[TellerParams]):
 
     def _secrets(self, data: TellerParams) -> list[str]:
         return [data.pin.get_secret_value(), data.api_token, data.url, data.db, data.key]
+
+
+class Stuck(BaseTaskWorker[OneShotParams]):
+    """Makes no progress."""
+
+    stall_s = 0.5
+
+    def initialize(self, data: OneShotParams) -> None:
+        pass
+
+    @run_main_handler
+    def main(self) -> None:
+        self.wait_for_a_frame()
+
+    def wait_for_a_frame(self) -> None:
+        time.sleep(600)

@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from textwrap import dedent
 from types import SimpleNamespace
@@ -24,7 +24,7 @@ from skalds_streams.core.placement import Choice
 from skalds_streams.core.row import NO_CAUSE, Holder, Row, Status, Wanted
 from skalds_streams.errors import HostError
 from skalds_streams.skald import host as host_module
-from skalds_streams.skald.host import RAN_OUT
+from skalds_streams.skald.exits import RAN_OUT, REAPER_KILLED, STUCK_WITH_GIL, ZYGOTE_LOST, error_of
 from skalds_streams.skald.hosts import ExitInfo, Host, HostPool, RunSpec
 from skalds_streams.skald.lease import Lease, boottime_ms
 from skalds_streams.skald.logs import TaskLogs
@@ -89,7 +89,10 @@ def open_fds() -> set[str]:
 
 
 def sockets_of(pid: int) -> set[str]:
-    links = {str(entry.readlink()) for entry in Path(f"/proc/{pid}/fd").iterdir()}
+    links = set()
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            links.add(str(entry.readlink()))
     return {link for link in links if link.startswith("socket:")}
 
 
@@ -152,6 +155,11 @@ def printed(tmp_path: Path) -> list[str]:
 
 def lines(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
+
+
+def reaper_of(host: Host) -> int:
+    """The process that ends what is left of a host."""
+    return psutil.Process(host.pid).ppid()
 
 
 async def child_of(file: Path) -> int:
@@ -256,15 +264,17 @@ async def test_a_worker_that_prints_without_end_takes_no_more_than_its_share(tmp
     assert last_lines == printed(tmp_path)[-len(last_lines) :]
 
 
-async def test_a_child_that_escapes_holds_up_nobody(tmp_path: Path) -> None:
+async def test_somebody_who_keeps_the_output_open_holds_up_nobody(tmp_path: Path) -> None:
     file = tmp_path / "sign"
     async with started(logs=logs_of(tmp_path)) as pool:
-        host, _ = await begin(pool, "Escape", tmp_path, file=str(file))
-        await ended(host)
+        host, _ = await begin(pool, "SaysBefore", tmp_path, file=str(file))
+        await until(lambda: lines(file), "the worker has printed")
+        writer = os.open(f"/proc/{host.pid}/fd/1", os.O_WRONLY)  # out of the reaper's reach, as with `sudo`
         try:
+            await stop(host)
             assert await host.last_lines() == ["before"]
         finally:
-            os.kill(await child_of(file), signal.SIGKILL)
+            os.close(writer)
 
 
 async def test_a_module_that_raises_at_import_leaves_the_others_running(
@@ -310,14 +320,71 @@ async def test_a_crash_says_where(tmp_path: Path) -> None:
         assert any("host_workers.py" in line for line in failed["error"]["traceback"])
 
 
+async def test_a_worker_that_wants_more_memory_than_its_class_allows_fails_and_says_so(tmp_path: Path) -> None:
+    async with started() as pool:
+        host, events = await begin(pool, "Hungry", tmp_path)
+        assert await ended(host) == ExitInfo(0, "exit 0")
+        failed = events.seen[-1]
+        assert (failed["op"], failed["retryable"], failed["error"]["reason"]) == ("failed", True, "memory")
+        assert failed["error"]["message"] == "the class allows its workers 300 MiB (memory_max)"
+        assert any("eaten.append" in line for line in failed["error"]["traceback"])
+
+
+async def test_a_worker_that_makes_progress_is_left_alone(tmp_path: Path) -> None:
+    async with started() as pool:
+        host, events = await begin(pool, "Progressing", tmp_path)
+        assert await ended(host) == ExitInfo(0, "exit 0")
+        assert events.ops == ["running", "finished"]
+
+
+@pytest.mark.parametrize(
+    ("class_name", "where"), [("Stuck", "in wait_for_a_frame"), ("AsyncStuck", "in wait_for_a_page")]
+)
+async def test_a_worker_that_is_stuck_says_where_and_is_stopped(tmp_path: Path, class_name: str, where: str) -> None:
+    file = tmp_path / "sign"
+    async with started() as pool:
+        host, events = await begin(pool, class_name, tmp_path, file=str(file))
+        stalled = await events.wait("stalled")
+        assert await stop(host) == ExitInfo(0, "exit 0")
+    assert events.seen[-1] == {"op": "failed", "error": stalled["error"], "retryable": True}
+    error = stalled["error"]
+    assert (error["type"], error["reason"]) == ("Stalled", "stall")
+    assert error["message"] == "main has not called self.progress() for 0.3 s (stall_s)"
+    assert error["traceback"][0].startswith("Main ")
+    assert any(where in line for line in error["traceback"])
+    assert "skalds_streams/worker" not in "".join(error["traceback"])
+    assert lines(file) == ["released"]
+
+
+async def test_a_worker_that_is_stuck_and_deaf_is_killed(tmp_path: Path) -> None:
+    async with started() as pool:
+        host, events = await begin(pool, "DeafAndStuck", tmp_path)
+        await events.wait("stalled")
+        assert (await stop(host, release_s=0.2, terminate_s=0.1)).status == signal.SIGKILL
+    assert events.ops == ["running", "stalled"]
+
+
+async def test_a_worker_that_is_stuck_with_the_gil_says_where_and_is_killed(tmp_path: Path) -> None:
+    async with started() as pool:
+        host, events = await begin(pool, "StuckWithTheGil", tmp_path)
+        info = await ended(host)
+    assert (info.status, info.reason, info.kind) == (signal.SIGKILL, STUCK_WITH_GIL, "stall")
+    assert error_of(info)["traceback"][0].startswith("Main ")
+    assert "in wait_for_a_frame" in error_of(info)["traceback"][1]
+    assert events.ops == ["running"]
+
+
 async def test_exit_codes_and_signals_are_named(tmp_path: Path) -> None:
     async with started(logs=logs_of(tmp_path)) as pool:
         host, events = await begin(pool, "ExitCode", tmp_path)
-        assert (await ended(host)).reason == "exit code 3"
+        info = await ended(host)
+        assert (info.reason, info.kind) == ("exit code 3", "exit_code")
         assert events.ops == ["running"]
 
         host, _ = await begin(pool, "Segfault", tmp_path)
-        assert (await ended(host)).reason == "signal 11 (SIGSEGV)"
+        info = await ended(host)
+        assert (info.reason, info.kind) == ("signal 11 (SIGSEGV)", "signal")
+        assert info.peak_bytes > 1 << 20
         assert "Fatal Python error: Segmentation fault" in await host.last_lines()
 
         host, events = await begin(pool, "Loop", tmp_path)
@@ -406,6 +473,7 @@ async def test_what_a_worker_forked_ends_with_it_though_nobody_is_awake_to_kill_
         family = [int(line) for line in lines(file)]
         assert pool.zygote_pid is not None
         os.kill(pool.zygote_pid, signal.SIGSTOP)
+        os.kill(reaper_of(host), signal.SIGSTOP)  # woken up by the skald, when this loop goes on
         try:
             os.kill(host.pid, signal.SIGKILL)
             deadline = time.monotonic() + 5
@@ -414,6 +482,71 @@ async def test_what_a_worker_forked_ends_with_it_though_nobody_is_awake_to_kill_
         finally:
             os.kill(pool.zygote_pid, signal.SIGCONT)
         await ended(host)
+
+
+def is_free(lock: Path) -> bool:
+    """Nobody who has inherited the locked descriptor is alive."""
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+
+@pytest.mark.parametrize("end", ["stop", "kill host", "kill reaper", "kill zygote", "kill zygote and host"])
+async def test_what_leaves_the_process_group_of_a_worker_ends_before_the_worker_is_said_to(
+    tmp_path: Path, end: str
+) -> None:
+    file, lock = tmp_path / "sign", tmp_path / "sign.lock"
+    async with started() as pool:
+        host, _ = await begin(pool, "Runaways", tmp_path, file=str(file))
+        await until(lambda: lines(file), "the worker's programs")
+        assert not is_free(lock)
+        if end == "stop":
+            assert await stop(host) == ExitInfo(0, "exit 0")
+        else:
+            victims = {"host": host.pid, "reaper": reaper_of(host), "zygote": pool.zygote_pid or 0}
+            for name, pid in victims.items():
+                if name in end:
+                    os.kill(pid, signal.SIGKILL)
+            info = await ended(host)
+            assert (
+                info.reason
+                in {
+                    "kill host": ["signal 9 (SIGKILL)"],
+                    "kill reaper": [REAPER_KILLED],
+                    "kill zygote": [ZYGOTE_LOST],
+                    "kill zygote and host": ["signal 9 (SIGKILL)", ZYGOTE_LOST],
+                }[end]
+            )
+        assert is_free(lock)
+
+
+async def test_what_left_the_process_group_of_a_worker_does_not_outlive_a_killed_skald(tmp_path: Path) -> None:
+    file, lock = tmp_path / "sign", tmp_path / "sign.lock"
+    async with other_skald("Runaways", file) as (skald, pids):
+        await until(lambda: lines(file), "the worker's programs")
+        skald.kill()
+        await until(lambda: is_free(lock) and not any(runs(pid) for pid in pids), "the end of everything")
+
+
+async def test_orphans_of_a_worker_are_reaped_while_it_runs(tmp_path: Path) -> None:
+    file = tmp_path / "sign"
+    async with started() as pool:
+        host, _ = await begin(pool, "Littering", tmp_path, file=str(file))
+        await until(lambda: lines(file), "the worker's programs")
+        reaper = psutil.Process(reaper_of(host))
+        await until(lambda: [child.pid for child in reaper.children(recursive=True)] == [host.pid], "no zombies")
+        await stop(host)
+
+
+async def test_a_reaper_that_stands_still_is_woken_up(tmp_path: Path) -> None:
+    async with started() as pool:
+        host, events = await begin(pool, "Loop", tmp_path)
+        await events.wait("running")
+        os.kill(reaper_of(host), signal.SIGSTOP)
+        assert await stop(host) == ExitInfo(0, "exit 0")
 
 
 async def test_a_host_that_lingers_after_its_last_frame_is_killed(
@@ -566,25 +699,16 @@ async def test_hosts_do_not_outlive_the_zygote_even_if_the_skald_is_frozen(tmp_p
 
 async def test_the_lock_is_held_until_the_last_host_is_gone(tmp_path: Path) -> None:
     lock_file = tmp_path / "lock"
-
-    def is_free() -> bool:
-        with lock_file.open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return False
-            return True
-
     lock = lock_file.open("w")
     fcntl.flock(lock, fcntl.LOCK_EX)
     async with started(lock_fd=lock.fileno(), spares=0) as pool:
         host, events = await begin(pool, "Loop", tmp_path)
         await events.wait("running")
         lock.close()
-        assert not is_free()
+        assert not is_free(lock_file)
         os.kill(host.pid, signal.SIGKILL)
         await ended(host)
-        assert is_free()
+        assert is_free(lock_file)
 
 
 async def test_twenty_starts_at_once_leave_nothing(tmp_path: Path) -> None:
@@ -601,10 +725,14 @@ async def test_twenty_starts_at_once_leave_nothing(tmp_path: Path) -> None:
         await until(lambda: len(pool.idle_pids) == 2, "two spares")
         assert len(open_fds()) == len(before)
         assert pool.zygote_pid is not None
-        children = {child.pid for child in psutil.Process(pool.zygote_pid).children(recursive=True)}
-        assert children == set(pool.idle_pids)
-        assert len(psutil.Process(pool.zygote_pid).open_files()) == 0
-        assert psutil.Process(pool.zygote_pid).num_fds() <= 8
+        zygote = psutil.Process(pool.zygote_pid)
+        left = {*pool.idle_pids, *(psutil.Process(pid).ppid() for pid in pool.idle_pids)}
+        assert len(left) == 4
+        await until(
+            lambda: {child.pid for child in zygote.children(recursive=True)} == left, "spares and their reapers"
+        )
+        assert len(zygote.open_files()) == 0
+        await until(lambda: zygote.num_fds() <= 8, "no descriptor of a host")
 
 
 async def test_hosts_do_not_hold_each_others_sockets(tmp_path: Path) -> None:
@@ -612,10 +740,10 @@ async def test_hosts_do_not_hold_each_others_sockets(tmp_path: Path) -> None:
         await until(lambda: len(pool.idle_pids) == 2, "two spares")
         assert pool.zygote_pid is not None
         await until(lambda: all(len(sockets_of(pid)) == 1 for pid in pool.idle_pids), "hosts with one socket each")
-        zygote, first, second = (sockets_of(pid) for pid in (pool.zygote_pid, *pool.idle_pids))
-        assert not zygote & first
-        assert not zygote & second
+        first, second = (sockets_of(pid) for pid in pool.idle_pids)
         assert not first & second
+        others = [pool.zygote_pid, *(psutil.Process(pid).ppid() for pid in pool.idle_pids)]
+        await until(lambda: not any(sockets_of(pid) & (first | second) for pid in others), "others let go of them")
 
 
 async def test_a_zygote_that_ends_at_import_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -704,14 +832,14 @@ async def test_a_worker_that_is_stopped_for_longer_than_its_lease_never_wakes_up
         await events.wait("running")
         os.kill(host.pid, signal.SIGSTOP)
         info = await ended(host)
-        assert (info.status, info.reason) == (signal.SIGKILL, RAN_OUT)
+        assert (info.status, info.reason, info.kind) == (signal.SIGKILL, RAN_OUT, "lease")
 
 
 async def test_a_worker_that_holds_the_gil_for_longer_than_its_lease_ends(tmp_path: Path) -> None:
     async with leased() as (pool, _):
         host, _ = await begin(pool, "HoldsTheGil", tmp_path)
         info = await ended(host)
-        assert (info.status, info.reason) == (signal.SIGKILL, RAN_OUT)
+        assert (info.status, info.reason, info.kind) == (signal.SIGKILL, RAN_OUT, "lease")
 
 
 async def test_a_class_that_keeps_running_has_no_lease(tmp_path: Path) -> None:

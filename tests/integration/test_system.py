@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.system import System, until
+from tests.integration.system import Node, System, until
 
 pytestmark = [pytest.mark.integration, pytest.mark.anyio]
 
@@ -48,10 +48,28 @@ async def test_a_finished_task_ends_and_a_crashing_one_is_tried_again(system: Sy
     await system.assign("once", "OneShot")
     await system.status("once", "Finished", epoch=1)
     await system.assign("crash", "Crash")
+    await system.assign("stuck", "Stuck")
     row = await system.status("crash", "Assigning", attempt=2)
     assert row["error"]["type"] == "RuntimeError"
     assert row["error"]["message"] == "boom {not a format}"
+    assert row["error"]["reason"] == "exception"
     assert row["retry_at_ms"] > row["updated_at_ms"]
+    error = await _error_of(node, "stuck")
+    assert (error["type"], error["reason"]) == ("Stalled", "stall")
+    assert any("in wait_for_a_frame" in line for line in error["traceback"])
+
+
+async def _error_of(node: Node, task_id: str) -> dict[str, Any]:
+    """The error of its last crash, as soon as there is one."""
+    found: dict[str, Any] = {}
+
+    async def shown() -> bool:
+        _, document = await node.get(f"/api/tasks/{task_id}")
+        found.update(document.get("error") or {})
+        return bool(found)
+
+    await until(shown, f"{task_id} has crashed")
+    return found
 
 
 BAD: dict[str, tuple[str, Any, str]] = {
@@ -127,6 +145,7 @@ async def test_rows_and_runs_survive_kill_9_of_the_process_and_of_a_host(system:
     row = await system.status("t", "Running", epoch=2)
     assert row["attempt"] == 1
     assert "SIGKILL" in row["error"]["message"]
+    assert row["error"]["reason"] == "signal"
     node.kill()
     node.start()
     await node.ready()

@@ -203,7 +203,12 @@ def test_describe_tells_everything() -> None:
     world = camera()
     world.command(TOPICS.update, "cam-1", attachments={"fps": -1}, merge=True, reason="louder")
     world.report("cam-1", "Refused", version=2, error={"type": "ValueError", "message": "fps of hunter2"})
-    error = {"type": "RuntimeError", "message": "no hunter2 here", "traceback": ["Traceback:", '  File "x"\n    boom']}
+    error = {
+        "type": "RuntimeError",
+        "message": "no hunter2 here",
+        "traceback": ["Traceback:", '  File "x"\n    boom'],
+        "reason": "signal",
+    }
     world.report("cam-1", "Failed", error=error)
     text = described(world)
     for part in (
@@ -217,7 +222,7 @@ def test_describe_tells_everything() -> None:
         "url: rtsp://***@c/1",
         "version 2 was refused at ",
         "ValueError: fps of ***",
-        "last error\n  RuntimeError: no *** here",
+        "last error, ended by: a signal\n  RuntimeError: no *** here",
         '    Traceback:\n      File "x"\n        boom',
         "last changes, 5 of them",
         "Assign task.assign/",

@@ -16,7 +16,7 @@ from skalds_streams.errors import HostError, NoHostError
 from skalds_streams.skald import lease as lease_module
 from skalds_streams.skald import supervisor as supervisor_module
 from skalds_streams.skald.actor import LAPSED
-from skalds_streams.skald.host import RAN_OUT, ZYGOTE_LOST
+from skalds_streams.skald.exits import RAN_OUT, ZYGOTE_LOST
 from skalds_streams.skald.hosts import ExitInfo, RunSpec
 from skalds_streams.skald.lease import Lease, boottime_ms
 from skalds_streams.skald.supervisor import START_MOST_S, Supervisor
@@ -181,6 +181,39 @@ async def test_a_crash_is_said_with_what_it_printed_last(error: dict[str, Any] |
         assert world.said == [("Failed", "t", 1)]
         assert world.details[0]["error"]["output"] == ["its last words"]
         assert world.details[0]["error"]["traceback"] == (["at line 3"] if error else [])
+
+
+async def test_a_worker_that_is_stuck_is_stopped_and_where_it_was_is_its_error(tmp_path: Path) -> None:
+    stalled = {"type": "Stalled", "message": "no progress", "traceback": ["in main"], "reason": "stall"}
+    async with supervised(tmp_path) as world:
+        world.show(row())
+        host = await world.one_host()
+        host.say({"op": "running", "version": 0})
+        host.say({"op": "stalled", "error": stalled})
+        await until(lambda: ("Failed", "t", 1) in world.said, "the end is said")
+        assert host.stops == ["stalled"]
+        assert world.details[-1] == {"error": {**stalled, "output": ["its last words"]}, "retryable": True}
+
+
+async def test_a_worker_that_is_stuck_when_its_task_is_cancelled_is_stopped(tmp_path: Path) -> None:
+    async with supervised(tmp_path) as world:
+        world.show(row())
+        host = await world.one_host()
+        host.say({"op": "stalled", "error": {"type": "Stalled"}})
+        world.show(row(wanted=Wanted.CANCEL))
+        await world.supervisor.look_at("t")
+        await until(lambda: ("Stopped", "t", 1) in world.said, "the end is said")
+
+
+async def test_a_worker_that_somebody_else_stopped_says_so(tmp_path: Path) -> None:
+    async with supervised(tmp_path) as world:
+        world.show(row())
+        host = await world.one_host()
+        host.say({"op": "stopped"})
+        host.end()
+        await until(lambda: ("Failed", "t", 1) in world.said, "the end is said")
+        assert (world.details[-1]["error"]["reason"], world.details[-1]["retryable"]) == ("signal", True)
+        assert "SIGTERM" in world.details[-1]["error"]["message"]
 
 
 async def test_a_stop_that_comes_before_there_is_a_host_runs_nothing(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ async def test_empty_cluster_has_a_page() -> None:
 async def test_task_page_tells_everything() -> None:
     world = World()
     trace = ["Traceback (most recent call last):", '  File "w.py", line 3', "OSError: gone"]
-    error = {"type": "OSError", "message": "gone", "traceback": trace}
+    error = {"type": "OSError", "message": "gone", "traceback": trace, "reason": "memory"}
     world.put(
         running("cam", requires={"zone": "a"}, recipient="s1"),
         waiting("job", attempt=4, retry_at_ms=NOW_MS + 5_000, waiting=None, error=error),
@@ -105,7 +105,14 @@ async def test_task_page_tells_everything() -> None:
         "&#34;fps&#34;: 30",
     ):
         assert text in cam
-    for text in ("4 crashes: crash looping", "OSError: gone", "Traceback (most recent call last):", "in 5 s", "nobody"):
+    for text in (
+        "4 crashes: crash looping",
+        "OSError: gone",
+        "out of memory",
+        "Traceback (most recent call last):",
+        "in 5 s",
+        "nobody",
+    ):
         assert text in job
     assert "refused" in upd
     assert "V: too fast (field fps)" in upd

@@ -132,6 +132,19 @@ def test_classes_that_cannot_run_say_why(write_module: WriteModule) -> None:
         @run_main_handler
         def run(self): ...
 
+    class BadMemory(BaseTaskWorker[P]):
+        memory_max = "plenty"
+        def initialize(self, data): ...
+        @run_main_handler
+        def run(self): ...
+
+    class TooLittleMemory(BadMemory):
+        memory_max = "64K"
+
+    class BadStall(BadBudget):
+        release_s = 1
+        stall_s = "long"
+
     class Huge(BaseModel):
         field: int = Field(0, description="x" * 100_000)
 
@@ -148,6 +161,11 @@ def test_classes_that_cannot_run_say_why(write_module: WriteModule) -> None:
     assert reasons["NoInitialize"] == "NoInitialize does not define: initialize"
     assert "must name its parameters" in reasons["NoModel"]
     assert reasons["BadBudget"] == "BadBudget.release_s is -1: it must be a number of seconds, 0 or more"
+    assert reasons["BadStall"] == "BadStall.stall_s is 'long': it must be a number of seconds, 0 or more"
+    assert reasons["BadMemory"] == (
+        'BadMemory.memory_max is \'plenty\': it must be a number of bytes above 0, or a text like "512M" or "2G"'
+    )
+    assert reasons["TooLittleMemory"].startswith("TooLittleMemory.memory_max is '64K': the loaded modules alone take ")
     assert "more than 65536" in reasons["TooLarge"]
 
 

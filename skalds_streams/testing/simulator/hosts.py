@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from skalds_streams.errors import HostError, NoHostError
-from skalds_streams.skald.host import RAN_OUT
+from skalds_streams.skald.exits import RAN_OUT
 from skalds_streams.skald.hosts import Catalogue, ExitInfo, RunSpec
 from skalds_streams.testing.simulator.machines import LeaseWatch, Machine
 from skalds_streams.testing.simulator.network import Link
