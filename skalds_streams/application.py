@@ -184,7 +184,7 @@ def _make_data_dir(settings: Settings) -> None:
 
 def _options(settings: Settings) -> Mapping[str, Any]:
     return {
-        "broker": f"kafka://{settings.bootstrap}",
+        "broker": [f"kafka://{address}" for address in settings.brokers],
         "broker_credentials": _credentials(settings),
         "version": 1,
         "autodiscover": False,
