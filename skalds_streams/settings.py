@@ -37,8 +37,8 @@ class Settings(BaseSettings):
     # upstream's names
     skald_id: str | None = Field(None, validation_alias=AliasChoices("SKALD_ID", "skald_id"))
     kafka_host: str = Field("localhost", validation_alias=AliasChoices("KAFKA_HOST", "kafka_host"))
-    """One broker, or several with commas between, each with a port of its own or `kafka_port`. Any that answers leads to
-    all the others: name one more than may be lost."""
+    """One broker, or several with commas between, each with a port of its own or `kafka_port`. Any that answers leads
+    to all the others: name one more than may be lost."""
     kafka_port: int = Field(9092, gt=0, lt=65536, validation_alias=AliasChoices("KAFKA_PORT", "kafka_port"))
     kafka_username: str = Field("", validation_alias=AliasChoices("KAFKA_USERNAME", "kafka_username"))
     kafka_password: SecretStr = Field(SecretStr(""), validation_alias=AliasChoices("KAFKA_PASSWORD", "kafka_password"))

@@ -79,7 +79,8 @@ class Quorum:
 class KafkaServer(ServerProcess):
     """One Kafka node in `directory`; `port` 0 takes a free one at the first start.
 
-    It is alone unless `quorum` is set before its first start. `settings` are broker settings that come on top of ours, by Kafka's names. `on_progress` hears of the download.
+    It is alone unless `quorum` is set before its first start. `settings` are broker settings on top of ours, by
+    Kafka's names. `on_progress` hears of the download.
     """
 
     start_timeout_s = 90.0
