@@ -4,10 +4,10 @@ its own.
 The whole document goes out on change, every FULL_EVERY_MS, and always while this process does not take part; a short
 one otherwise. A beat whose fate is unknown is sent again under the same number.
 
-Two producers: a patient one, so that a slow broker has the time it needs, and for a beat that is not acknowledged soon
-a hasty one beside it. To a broker that stands still one connects as to any, and aiokafka finds out by the timeout of a
-request only, first for the leader and then once more when it asks just that broker who leads now: 3 s each when one is
-patient, which is too much of a lease when the other brokers needed 12 s to elect a leader.
+Two producers: a patient one, so that a slow broker has the time it needs, and where there are several brokers a hasty
+one beside it, for a beat that is not acknowledged soon. To a broker that stands still one connects as to any, and
+aiokafka finds out by the timeout of a request only, first of the leader, then once more when it asks just that broker
+who leads now: 3 s each when one is patient, which is too much of a lease when the others took 12 s to elect a leader.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError as ClientError
 
 from skalds_streams.core.membership import WAITING
-from skalds_streams.proxy.client import check_alive, look_at
+from skalds_streams.proxy.client import brokers_known, check_alive, look_at
 from skalds_streams.skald.lease import Lease, boottime_ms
 from skalds_streams.topics import Topics
 
@@ -146,7 +146,7 @@ class Heartbeat:
         try:
             if not self._failing:
                 await asyncio.wait(tries, timeout=HASTY_TIMEOUT_BEATS * self._beat_ms / 1000)
-            if self._hasty is not None and not patient.done():
+            if self._hasty is not None and not patient.done() and brokers_known(self._hasty) > 1:
                 tries.add(asyncio.create_task(self._insist(self._hasty, beat)))
             ended, _ = await asyncio.wait(tries, return_when=asyncio.FIRST_COMPLETED)
             min(ended, key=lambda task: task.exception() is not None).result()
