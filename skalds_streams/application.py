@@ -201,8 +201,8 @@ def _options(settings: Settings) -> Mapping[str, Any]:
         "table_standby_replicas": 0,
         "consumer_auto_offset_reset": "earliest",
         "broker_session_timeout": 10.0,
-        # A broker that stands still, or whose machine is gone, is given up after this: the group's coordinator, too, and
-        # no journal opens again before the group was asked. Longer than a join takes, which waits a session for the dead.
+        # When a broker that stands still, or whose machine is gone, is given up: the group's coordinator, too, and no
+        # journal opens again before the group was asked. Longer than a join, which waits a session for the dead.
         "broker_request_timeout": 20.0,
         "broker_heartbeat_interval": 1.0,
         "broker_commit_interval": 1.0,
