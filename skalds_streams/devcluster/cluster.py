@@ -21,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from skalds_streams.addresses import PORTS
 from skalds_streams.devcluster import ports
 from skalds_streams.devcluster.download import OnProgress, Progress
 from skalds_streams.devcluster.kafka import PARTITIONS_DEFAULT, KafkaServer, Quorum, new_id
@@ -78,7 +79,7 @@ class DevCluster:
         self.brokers = [
             KafkaServer(
                 self.directory / ("kafka" if brokers == 1 else f"kafka-of-{brokers}/{node_id}"),
-                kafka_port and kafka_port + node_id - 1,
+                _port_of(kafka_port, node_id),
                 name="Kafka" if brokers == 1 else f"Kafka {node_id}",
                 node_id=node_id,
                 partitions_default=partitions_default,
@@ -239,6 +240,12 @@ class DevCluster:
             server.keep_fds = ()
         os.close(self._lock_fd)
         self._lock_fd = None
+
+
+def _port_of(first: int, node_id: int) -> int:
+    """The port that a broker wants: the first one's or one that follows on it; 0, any, when there is none."""
+    wanted = first + node_id - 1
+    return wanted if first and wanted in PORTS else 0
 
 
 def _try_lock(descriptor: int) -> bool:

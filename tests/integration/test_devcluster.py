@@ -141,6 +141,7 @@ def test_of_three_brokers_any_one_may_be_lost_and_all_may_be_stopped(tmp_path: P
 def test_there_are_one_or_three_brokers(tmp_path: Path) -> None:
     with pytest.raises(DevClusterError, match="1 broker or 3, not 2"):
         DevCluster(tmp_path, brokers=2)
+    assert [broker.port for broker in DevCluster(tmp_path, brokers=3, kafka_port=65_534).brokers] == [65_534, 65_535, 0]
 
 
 def start_command(directory: Path) -> tuple[subprocess.Popen[str], int]:
