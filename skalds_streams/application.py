@@ -196,7 +196,7 @@ def _make_data_dir(settings: Settings) -> None:
 
 def _options(settings: Settings) -> Mapping[str, Any]:
     return {
-        "broker": f"kafka://{settings.bootstrap}",
+        "broker": [f"kafka://{address}" for address in settings.brokers],
         "broker_credentials": _credentials(settings),
         "version": 1,
         "autodiscover": False,
@@ -213,6 +213,9 @@ def _options(settings: Settings) -> Mapping[str, Any]:
         "table_standby_replicas": 0,
         "consumer_auto_offset_reset": "earliest",
         "broker_session_timeout": 10.0,
+        # When a broker that stands still, or whose machine is gone, is given up: the group's coordinator, too, and no
+        # journal opens again before the group was asked. Longer than a join, which waits a session for the dead.
+        "broker_request_timeout": 20.0,
         "broker_heartbeat_interval": 1.0,
         "broker_commit_interval": 1.0,
         "processing_guarantee": "at_least_once",

@@ -19,6 +19,7 @@ from typing import Literal
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from skalds_streams.addresses import addresses
 from skalds_streams.errors import ConfigError
 
 LEASE_MS = 20_000
@@ -40,6 +41,8 @@ class Settings(BaseSettings):
     # upstream's names
     skald_id: str | None = Field(None, validation_alias=AliasChoices("SKALD_ID", "skald_id"))
     kafka_host: str = Field("localhost", validation_alias=AliasChoices("KAFKA_HOST", "kafka_host"))
+    """One broker, or several with commas between, each with a port of its own or `kafka_port`. Any that answers leads
+    to all the others: name one more than may be lost."""
     kafka_port: int = Field(9092, gt=0, lt=65536, validation_alias=AliasChoices("KAFKA_PORT", "kafka_port"))
     kafka_username: str = Field("", validation_alias=AliasChoices("KAFKA_USERNAME", "kafka_username"))
     kafka_password: SecretStr = Field(SecretStr(""), validation_alias=AliasChoices("KAFKA_PASSWORD", "kafka_password"))
@@ -150,6 +153,12 @@ class Settings(BaseSettings):
             raise ValueError("must be absolute paths, comma-separated")
         return value
 
+    @field_validator("kafka_host")
+    @classmethod
+    def _is_addresses(cls, value: str) -> str:
+        addresses(value, 1)
+        return value
+
     @model_validator(mode="after")
     def _guard_open_web(self) -> Settings:
         if not self.web_token.get_secret_value() and not _is_loopback(self.web_bind):
@@ -173,8 +182,14 @@ class Settings(BaseSettings):
             raise ConfigError("wrong settings:\n  " + "\n  ".join(lines)) from None
 
     @property
+    def brokers(self) -> tuple[str, ...]:
+        """host:port of every broker that was named."""
+        return addresses(self.kafka_host, self.kafka_port)
+
+    @property
     def bootstrap(self) -> str:
-        return f"{self.kafka_host}:{self.kafka_port}"
+        """The same as one text, with commas between."""
+        return ",".join(self.brokers)
 
     @property
     def worker_modules(self) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
+from skalds_streams.addresses import addresses
 from skalds_streams.cli.dev_worker import DevWorker, WorkerDied, assign_examples
 from skalds_streams.devcluster import DevCluster
 from skalds_streams.devcluster import Progress as ClusterProgress
@@ -57,9 +58,18 @@ class Interrupted(BaseException):
     help="Data, logs, ids.",
 )
 @click.option("--port", type=click.IntRange(0, 65535), default=6066, show_default=True, help="Port of the status page.")
+@click.option(
+    "--brokers",
+    type=click.Choice(["1", "3"]),
+    default="1",
+    show_default=True,
+    help="Kafka brokers. Of 3, any one may be lost. Their data is kept apart from that of 1.",
+)
 @click.option("--examples/--no-examples", default=True, show_default=True, help="Assign the three example tasks.")
-def dev(data_dir: Path, port: int, examples: bool) -> None:
+def dev(data_dir: Path, port: int, brokers: str, examples: bool) -> None:
     """Run Kafka, Redis, a skald with example workers and a status page on this machine."""
+    if brokers != "1" and _given().get("KAFKA_HOST"):
+        raise click.UsageError("--brokers is of the embedded Kafka, and KAFKA_HOST is set")
     console = Console(highlight=False)
     under_nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     for number in ENDING:
@@ -67,7 +77,7 @@ def dev(data_dir: Path, port: int, examples: bool) -> None:
             signal.signal(number, _interrupt)
     terminal = _own_the_terminal()
     try:
-        _run(console, terminal, data_dir.resolve(), port, examples)
+        _run(console, terminal, data_dir.resolve(), port, int(brokers), examples)
     except Interrupted:
         _say(console, "Stopped.")
     except (SkaldsError, WorkerDied) as error:
@@ -77,7 +87,7 @@ def dev(data_dir: Path, port: int, examples: bool) -> None:
         terminal.give_back()
 
 
-def _run(console: Console, terminal: _Terminal, data_dir: Path, port: int, examples: bool) -> None:
+def _run(console: Console, terminal: _Terminal, data_dir: Path, port: int, brokers: int, examples: bool) -> None:
     data_dir.mkdir(parents=True, exist_ok=True)
     given = _given()
     cluster: DevCluster | None = None
@@ -85,7 +95,7 @@ def _run(console: Console, terminal: _Terminal, data_dir: Path, port: int, examp
     try:
         with _progress(console) as progress:
             shown = _Shown(progress)
-            cluster = _cluster(given, data_dir, shown)
+            cluster = _cluster(given, data_dir, brokers, shown)
             cluster.start()
             shown.phase("Skald")
             worker = DevWorker(data_dir, _environment(given, cluster, data_dir, _page_port(console, port)))
@@ -109,9 +119,10 @@ def _run(console: Console, terminal: _Terminal, data_dir: Path, port: int, examp
             cluster.stop()
 
 
-def _cluster(given: Mapping[str, str], data_dir: Path, shown: _Shown) -> DevCluster:
+def _cluster(given: Mapping[str, str], data_dir: Path, brokers: int, shown: _Shown) -> DevCluster:
     return DevCluster(
         data_dir / "cluster",
+        brokers=brokers,
         with_kafka=not given.get("KAFKA_HOST"),
         with_redis=not given.get("REDIS_HOST"),
         on_progress=shown,
@@ -222,16 +233,22 @@ def _environment(given: Mapping[str, str], cluster: DevCluster, data_dir: Path, 
         "PYTHONUNBUFFERED": "1",
     }
     if not given.get("KAFKA_HOST"):
-        ours |= {"KAFKA_HOST": cluster.kafka_host, "KAFKA_PORT": str(cluster.kafka_port)}
+        several = len(cluster.brokers) > 1
+        ours |= {
+            "KAFKA_HOST": cluster.bootstrap if several else cluster.kafka_host,
+            "KAFKA_PORT": str(cluster.kafka_port),
+        }
     if not given.get("REDIS_HOST"):
         ours |= {"REDIS_HOST": cluster.redis_host, "REDIS_PORT": str(cluster.redis_port)}
-    defaults = {"SKALD_ID": "skald-1", "SKALDS_WORKERS": "examples.workers", "KAFKA_REPLICATION_FACTOR": "1"}
+    copies = str(max(1, len(cluster.brokers)))
+    defaults = {"SKALD_ID": "skald-1", "SKALDS_WORKERS": "examples.workers", "KAFKA_REPLICATION_FACTOR": copies}
     return {**defaults, **given, **ours}
 
 
 def _greet(console: Console, worker: DevWorker) -> None:
     """Where everything is, and what to try: the commands stand alone on their lines, to be copied whole."""
-    kafka = f"{worker.environment['KAFKA_HOST']}:{worker.environment.get('KAFKA_PORT', '9092')}"
+    environment = worker.environment
+    kafka = ",".join(addresses(environment["KAFKA_HOST"], int(environment.get("KAFKA_PORT", "9092"))))
     beside = os.path.relpath(Path(sys.executable).parent / "skalds-streams")
     program = "skalds-streams" if shutil.which("skalds-streams") else beside
     option = "" if kafka in ("localhost:9092", "127.0.0.1:9092") else f" --kafka {kafka}"

@@ -15,11 +15,15 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import click
 
+from skalds_streams.addresses import addresses
+
 if TYPE_CHECKING:
     from skalds_streams.settings import Settings
 
 P = ParamSpec("P")
 T = TypeVar("T")
+KAFKA_PORT = 9092
+"""Of a broker that is named without one."""
 
 
 @dataclass(frozen=True)
@@ -45,20 +49,29 @@ class Options:
 
 
 class Address(click.ParamType):
-    """host:port, the port optional."""
+    """host:port, the port optional; or several with commas between."""
 
     name = "host:port"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, int]:
-        """(host, port). An IPv6 address keeps its brackets."""
+        """(host, port). An IPv6 address keeps its brackets; of several brokers the text stays as it is."""
         if isinstance(value, tuple):
             return value
+        if "," in str(value):
+            return self._several(str(value), param, ctx), KAFKA_PORT
         host, colon, port = str(value).rpartition(":")
         if not colon or value.endswith("]"):
-            host, port = str(value), "9092"
+            host, port = str(value), str(KAFKA_PORT)
         if not host or not port.isdecimal() or not 0 < int(port) < 65536:
             self.fail(f"{value!r} is not host:port, e.g. localhost:9092", param, ctx)
         return host, int(port)
+
+    def _several(self, text: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            addresses(text, KAFKA_PORT)
+        except ValueError:
+            self.fail(f"{text!r} is not host:port,host:port, e.g. kafka-1:9092,kafka-2:9092", param, ctx)
+        return text
 
 
 def common_options(function: Callable[P, T]) -> Callable[P, T]:
@@ -76,7 +89,7 @@ def common_options(function: Callable[P, T]) -> Callable[P, T]:
         type=Address(),
         callback=keep,
         expose_value=False,
-        help="Kafka broker. Default: KAFKA_HOST and KAFKA_PORT, else localhost:9092.",
+        help="Kafka broker, or several with commas between. Default: KAFKA_HOST and KAFKA_PORT, else localhost:9092.",
     )
     output = click.option(
         "-o",

@@ -15,22 +15,31 @@ from rich.progress import BarColumn, DownloadColumn, SpinnerColumn, Task, TaskID
 from rich.progress import Progress as Bars
 from rich.text import Text
 
-from skalds_streams.devcluster.cluster import KAFKA_PORT, REDIS_PORT, DevCluster
+from skalds_streams.devcluster.cluster import BROKERS_OF_SEVERAL, KAFKA_PORT, REDIS_PORT, DevCluster
 from skalds_streams.devcluster.download import PHASE, Progress
 from skalds_streams.errors import DevClusterError
 
 WATCH_S = 0.5
+BROKERS = ("1", str(BROKERS_OF_SEVERAL))
 DEFAULT_DIRECTORY = Path(".skalds/dev")
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-@click.command()
+@click.command(epilog="Example: python -m skalds_streams.devcluster --brokers 3 --kafka-port 0")
 @click.option(
     "--directory", type=click.Path(file_okay=False, path_type=Path), default=DEFAULT_DIRECTORY, show_default=True,
     help="Data and logs; kept for the next run.",
 )  # fmt: skip
 @click.option(
-    "--kafka-port", type=click.IntRange(0, 65535), default=KAFKA_PORT, show_default=True, help="0: any free one."
+    "--brokers", type=click.Choice(BROKERS), default=BROKERS[0], show_default=True,
+    help="Kafka brokers. Of 3, any one may be lost. Their data is kept apart from that of 1.",
+)  # fmt: skip
+@click.option(
+    "--kafka-port",
+    type=click.IntRange(0, 65535),
+    default=KAFKA_PORT,
+    show_default=True,
+    help="The first broker's; the others take those that follow. 0: any free ones.",
 )
 @click.option(
     "--redis-port", type=click.IntRange(0, 65535), default=REDIS_PORT, show_default=True, help="0: any free one."
@@ -38,14 +47,16 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 @click.option("--strict-ports", is_flag=True, help="Fail when a port is busy instead of taking a free one.")
 @click.option("--kafka/--no-kafka", default=True, help="Run Kafka.", show_default=True)
 @click.option("--redis/--no-redis", default=True, help="Run Valkey, which is Redis-compatible.", show_default=True)
-def main(directory: Path, kafka_port: int, redis_port: int, strict_ports: bool, kafka: bool, redis: bool) -> None:
+def main(
+    directory: Path, brokers: str, kafka_port: int, redis_port: int, strict_ports: bool, kafka: bool, redis: bool
+) -> None:
     """Run a real Kafka and a real Valkey on 127.0.0.1 until Ctrl-C. The first run downloads 50 MB."""
     if not (kafka or redis):
         raise click.UsageError("nothing to run")
     console = Console(stderr=True)
     with _stop_signals(), _bars(console) as bars:
         cluster = DevCluster(
-            directory, kafka_port=kafka_port, redis_port=redis_port, strict_ports=strict_ports,
+            directory, brokers=int(brokers), kafka_port=kafka_port, redis_port=redis_port, strict_ports=strict_ports,
             with_kafka=kafka, with_redis=redis, on_progress=_Reporter(bars),
         )  # fmt: skip
         try:
@@ -105,6 +116,8 @@ def _announce(cluster: DevCluster) -> None:
         click.echo(f"{moved.service}: port {moved.wanted} is busy, using {moved.got}", err=True)
     for server in cluster.servers:
         click.echo(f"{server.name:<7} {server.host}:{server.port}   log: {server.log_path}")
+    if len(cluster.brokers) > 1:
+        click.echo(f"clients: KAFKA_HOST={cluster.bootstrap}")
     click.echo("Ctrl-C stops; the data stays.")
 
 

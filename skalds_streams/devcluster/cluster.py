@@ -1,8 +1,12 @@
 """Kafka and Valkey together: one directory, one lock, started side by side, stopped in order.
 
-Rules: a directory serves one cluster at a time. Its lock is held by this process *and by both children*, so it is
+Rules: a directory serves one cluster at a time. Its lock is held by this process *and by all children*, so it is
 free exactly when the last of them is gone, also after a kill -9 of any of them. A busy port is replaced by a free
 one, which is reported, unless `strict_ports`.
+
+Kafka is one broker or three. Each of the three is a controller as well: with fewer controllers the loss of the one, or
+of one of two, would stop the whole cluster, and three are the fewest of which any one may be lost. The data of three is
+kept apart from that of one, as a quorum can't be made from a node that was alone.
 """
 
 from __future__ import annotations
@@ -17,15 +21,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from skalds_streams.addresses import PORTS
 from skalds_streams.devcluster import ports
 from skalds_streams.devcluster.download import OnProgress, Progress
-from skalds_streams.devcluster.kafka import PARTITIONS_DEFAULT, KafkaServer
+from skalds_streams.devcluster.kafka import PARTITIONS_DEFAULT, KafkaServer, Quorum, new_id
 from skalds_streams.devcluster.process import ServerProcess
 from skalds_streams.devcluster.valkey import ValkeyServer
 from skalds_streams.errors import DevClusterError
 
 KAFKA_PORT = 9092
 REDIS_PORT = 6379
+BROKERS_OF_SEVERAL = 3
 LOCK_WAIT_S = 5.0
 """After a kill -9 of its owner the kernel needs a moment to end the children."""
 LOCK_POLL_S = 0.05
@@ -43,15 +49,17 @@ class MovedPort:
 class DevCluster:
     """An embedded Kafka and Valkey whose data and logs are under `directory`.
 
-    A port of 0 takes any free one. `partitions_default` is the broker's num.partitions, `kafka_settings` are broker
-    settings on top of ours. `on_progress` hears of downloads and starts, in the thread that calls `start()`. All
-    calls block.
+    A port of 0 takes any free one. `brokers` is 1 or 3; `kafka_port` is the first one's, the others want those that
+    follow. `partitions_default` is the broker's num.partitions, `kafka_settings` are broker settings on top of ours.
+    `on_progress` hears of downloads and starts, in the thread that calls `start()`. All calls block. Raises
+    `DevClusterError` for another number of brokers.
     """
 
     def __init__(
         self,
         directory: Path,
         *,
+        brokers: int = 1,
         kafka_port: int = KAFKA_PORT,
         redis_port: int = REDIS_PORT,
         strict_ports: bool = False,
@@ -66,25 +74,35 @@ class DevCluster:
         self.moved_ports: list[MovedPort] = []
         self._on_progress = on_progress
         self._lock_fd: int | None = None
-        self._kafka = (
+        if brokers not in (1, BROKERS_OF_SEVERAL):
+            raise DevClusterError(f"Kafka has 1 broker or {BROKERS_OF_SEVERAL}, not {brokers}")
+        self.brokers = [
             KafkaServer(
-                self.directory / "kafka",
-                kafka_port,
+                self.directory / ("kafka" if brokers == 1 else f"kafka-of-{brokers}/{node_id}"),
+                _port_of(kafka_port, node_id),
+                name="Kafka" if brokers == 1 else f"Kafka {node_id}",
+                node_id=node_id,
                 partitions_default=partitions_default,
                 settings=kafka_settings,
                 on_progress=on_progress,
             )
+            for node_id in range(1, brokers + 1)
             if with_kafka
-            else None
-        )
+        ]
+        """The Kafka servers, by node id from 1 on; none when the cluster was made without Kafka."""
         self._redis = ValkeyServer(self.directory / "redis", redis_port) if with_redis else None
 
     @property
     def kafka(self) -> KafkaServer:
-        """The broker. Raises `DevClusterError` when the cluster was made without Kafka."""
-        if self._kafka is None:
+        """The broker, the first of several. Raises `DevClusterError` when the cluster was made without Kafka."""
+        if not self.brokers:
             raise DevClusterError("this cluster was made without Kafka")
-        return self._kafka
+        return self.brokers[0]
+
+    @property
+    def bootstrap(self) -> str:
+        """`host:port` of every broker, with commas between; final once `start()` has returned."""
+        return ",".join(broker.bootstrap for broker in self.brokers)
 
     @property
     def redis(self) -> ValkeyServer:
@@ -95,12 +113,12 @@ class DevCluster:
 
     @property
     def kafka_host(self) -> str:
-        """Address of the broker: 127.0.0.1."""
+        """Address of every broker: 127.0.0.1."""
         return self.kafka.host
 
     @property
     def kafka_port(self) -> int:
-        """Port of the broker; final once `start()` has returned."""
+        """Port of the broker, the first of several; final once `start()` has returned."""
         return self.kafka.port
 
     @property
@@ -116,7 +134,7 @@ class DevCluster:
     @property
     def servers(self) -> list[ServerProcess]:
         """The servers of this cluster."""
-        return [server for server in (self._redis, self._kafka) if server is not None]
+        return [*([self._redis] if self._redis is not None else []), *self.brokers]
 
     def start(self) -> None:
         """Download what is missing, start all that is not running, and wait until each answers.
@@ -126,9 +144,11 @@ class DevCluster:
         """
         try:
             self._lock_directory()
-            if self._kafka is not None and not self._kafka.running:
-                self._kafka.fetch_jars()
+            for broker in self.brokers:
+                if not broker.running:
+                    broker.fetch_jars()
             self._choose_ports()
+            self._make_quorum()
             self._start_servers()
         except BaseException:  # also KeyboardInterrupt: what was started must end
             self.stop()
@@ -138,6 +158,9 @@ class DevCluster:
         """Stop all in order, each within its `stop_grace_s`, then by force. Safe to call twice, or before
         `start()`.
         """
+        if len(self.brokers) > 1:  # the last ones need the others to stop in order
+            for broker in self.brokers:
+                broker.ask_to_stop()
         with ExitStack() as steps:  # a server that can't be stopped must not keep the others alive
             steps.callback(self._unlock_directory)
             for server in self.servers:
@@ -177,6 +200,20 @@ class DevCluster:
             if wanted not in (0, server.port):
                 self.moved_ports.append(MovedPort(server.name, wanted, server.port))
 
+    def _make_quorum(self) -> None:
+        """Tell several brokers of each other. Those that run go on with what they were told."""
+        if len(self.brokers) < 2 or any(broker.quorum is not None and broker.running for broker in self.brokers):
+            return
+        taken = {server.port for server in self.servers}
+        controllers: dict[int, int] = {}
+        for broker in self.brokers:
+            controllers[broker.node_id] = ports.free_port(avoid=taken)
+            taken.add(controllers[broker.node_id])
+        formatted = [broker for broker in self.brokers if broker.is_formatted]
+        quorum = Quorum(formatted[0].cluster_id if formatted else new_id(), controllers)
+        for broker in self.brokers:
+            broker.quorum = quorum
+
     def _lock_directory(self) -> None:
         """Take the directory. Raises `DevClusterError` when another cluster still has it after `LOCK_WAIT_S`
         seconds.
@@ -203,6 +240,12 @@ class DevCluster:
             server.keep_fds = ()
         os.close(self._lock_fd)
         self._lock_fd = None
+
+
+def _port_of(first: int, node_id: int) -> int:
+    """The port that a broker wants: the first one's or one that follows on it; 0, any, when there is none."""
+    wanted = first + node_id - 1
+    return wanted if first and wanted in PORTS else 0
 
 
 def _try_lock(descriptor: int) -> bool:

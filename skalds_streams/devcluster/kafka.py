@@ -1,7 +1,7 @@
-"""A Kafka broker: one KRaft node that is broker and controller, and its settings.
+"""A Kafka broker: one KRaft node that is broker and controller, alone or one of a quorum, and its settings.
 
 Rules: the data directory is formatted once, by writing `meta.properties` (what kafka-storage does for a fixed
-one-node quorum, at the cost of no second JVM), and never again, so cluster id and topics stay. Paths in the settings
+quorum, at the cost of no second JVM), and never again, so cluster id and topics stay. Paths in the settings
 are relative to the server's directory, so no character of its path needs quoting.
 """
 
@@ -11,6 +11,7 @@ import base64
 import os
 import uuid
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from skalds_streams.devcluster import ports
@@ -21,10 +22,13 @@ from skalds_streams.devcluster.process import ServerProcess
 from skalds_streams.errors import DevClusterError
 
 NODE_ID = 1
+META = "meta.properties"
 PARTITIONS_DEFAULT = 6
 MESSAGE_BYTES_MAX = 4 * 1024 * 1024
 TRANSACTION_TIMEOUT_MS_MAX = 15 * 60 * 1000
 RETENTION_HOURS = 7 * 24
+INSYNC_MIN = 2
+"""Of several brokers so many must have a record before it is acknowledged: any one of three may be lost."""
 LOG_BYTES_MAX = "8MB"
 
 SESSION_MS = 9_000
@@ -35,9 +39,9 @@ and refuses the new one, which asks again after 0.1, 0.3, 0.7, 1.5, 3.1, 6.3 and
 after kill -9 takes 14 s, so 3 s.
 """
 
+HEAP_ALONE = ("-Xms96m", "-Xmx320m")
+HEAP_OF_SEVERAL = ("-Xms64m", "-Xmx192m")
 JVM_OPTIONS = (
-    "-Xms96m",
-    "-Xmx320m",
     "-XX:+UseSerialGC",
     "-XX:TieredStopAtLevel=1",
     "-XX:-UsePerfData",
@@ -61,13 +65,24 @@ LOG4J_SETTINGS = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Quorum:
+    """The nodes of a cluster that has several. Each is broker and controller.
+
+    `controllers`: node id → port of its controller, the same for all as long as one of them runs.
+    """
+
+    cluster_id: str
+    controllers: Mapping[int, int]
+
+
 class KafkaServer(ServerProcess):
     """One Kafka node in `directory`; `port` 0 takes a free one at the first start.
 
-    `settings` are broker settings that come on top of ours, by Kafka's names. `on_progress` hears of the download.
+    It is alone unless `quorum` is set before its first start. `settings` are broker settings on top of ours, by
+    Kafka's names. `on_progress` hears of the download.
     """
 
-    name = "Kafka"
     start_timeout_s = 90.0
     stop_grace_s = 8.0
 
@@ -76,11 +91,15 @@ class KafkaServer(ServerProcess):
         directory: Path,
         port: int,
         *,
+        name: str = "Kafka",
+        node_id: int = NODE_ID,
         partitions_default: int = PARTITIONS_DEFAULT,
         settings: Mapping[str, str] | None = None,
         on_progress: OnProgress | None = None,
     ) -> None:
         super().__init__(directory, port, directory / "kafka.log")
+        self.name, self.node_id = name, node_id
+        self.quorum: Quorum | None = None
         self.partitions_default = partitions_default
         self.settings = dict(settings or {})
         self.on_progress = on_progress
@@ -97,12 +116,17 @@ class KafkaServer(ServerProcess):
         return read_cluster_id(self._data_directory)
 
     @property
+    def is_formatted(self) -> bool:
+        """Whether there is data, and so a cluster id."""
+        return (self._data_directory / META).exists()
+
+    @property
     def _data_directory(self) -> Path:
         return self.directory / "data"
 
     def answers(self) -> bool:
         """Whether it gives metadata that lists itself, under our cluster's id."""
-        return kafka_answers(self.port, self.cluster_id)
+        return kafka_answers(self.port, self.cluster_id, self.node_id)
 
     def fetch_jars(self) -> None:
         """Download Kafka when it is not in the cache; `launch()` does it too. Raises `DevClusterError`."""
@@ -111,10 +135,12 @@ class KafkaServer(ServerProcess):
     def _prepare(self) -> None:
         if not self._class_path:
             self.fetch_jars()
-        format_data(self._data_directory)
+        format_data(self._data_directory, self.node_id, self.quorum.cluster_id if self.quorum else new_id())
+        controllers = self.quorum.controllers if self.quorum else {self.node_id: ports.free_port(avoid=(self.port,))}
         settings = broker_settings(
+            self.node_id,
             self.port,
-            ports.free_port(avoid=(self.port,)),
+            controllers,
             partitions_default=self.partitions_default,
             after_crash=crashed(self._data_directory),
         )
@@ -124,31 +150,37 @@ class KafkaServer(ServerProcess):
 
     def _command(self) -> list[str]:
         jars = os.pathsep.join(str(path) for path in self._class_path)
-        return [str(java_path()), *JVM_OPTIONS, "-cp", jars, "kafka.Kafka", "server.properties"]
+        heap = HEAP_OF_SEVERAL if self.quorum else HEAP_ALONE
+        return [str(java_path()), *heap, *JVM_OPTIONS, "-cp", jars, "kafka.Kafka", "server.properties"]
 
     def _output_path(self) -> Path:
         """What the JVM itself says; Kafka's log is another file, because it is rolled."""
         return self.directory / "kafka.out"
 
 
-def broker_settings(port: int, controller_port: int, *, partitions_default: int, after_crash: bool) -> dict[str, str]:
-    """The settings of server.properties, for a node that is alone."""
-    session_ms = SESSION_RECOVERY_MS if after_crash else SESSION_MS
-    broker, controller = f"{ports.HOST}:{port}", f"{ports.HOST}:{controller_port}"
+def broker_settings(
+    node_id: int, port: int, controllers: Mapping[int, int], *, partitions_default: int, after_crash: bool
+) -> dict[str, str]:
+    """The settings of server.properties. controllers: node id → port of every node's controller, its own included."""
+    alone = len(controllers) == 1
+    session_ms = SESSION_RECOVERY_MS if after_crash and alone else SESSION_MS
+    broker, controller = f"{ports.HOST}:{port}", f"{ports.HOST}:{controllers[node_id]}"
+    copies, insync = len(controllers), 1 if alone else INSYNC_MIN
     settings = {
         "process.roles": "broker,controller",
-        "node.id": NODE_ID,
+        "node.id": node_id,
         "listeners": f"PLAINTEXT://{broker},CONTROLLER://{controller}",
         "advertised.listeners": f"PLAINTEXT://{broker}",
         "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
         "controller.listener.names": "CONTROLLER",
-        "controller.quorum.voters": f"{NODE_ID}@{controller}",
+        "controller.quorum.voters": ",".join(f"{node}@{ports.HOST}:{at}" for node, at in controllers.items()),
         "log.dirs": "data",
-        # a single node can't have more copies than one
-        "default.replication.factor": 1,
-        "offsets.topic.replication.factor": 1,
-        "transaction.state.log.replication.factor": 1,
-        "transaction.state.log.min.isr": 1,
+        # every node has a copy of everything
+        "default.replication.factor": copies,
+        "offsets.topic.replication.factor": copies,
+        "transaction.state.log.replication.factor": copies,
+        "transaction.state.log.min.isr": insync,
+        "min.insync.replicas": insync,
         # quick to create and to load
         "offsets.topic.num.partitions": 5,
         "transaction.state.log.num.partitions": 5,
@@ -174,16 +206,16 @@ def broker_settings(port: int, controller_port: int, *, partitions_default: int,
     return {name: str(value) for name, value in settings.items()}
 
 
-def format_data(data: Path) -> None:
+def format_data(data: Path, node_id: int, cluster_id: str) -> None:
     """Make `data` a directory that Kafka accepts; a formatted one is left as it is."""
-    meta = data / "meta.properties"
+    meta = data / META
     if meta.exists():
         return
     data.mkdir(parents=True, exist_ok=True)
     fresh = meta.with_suffix(".new")
     _write_properties(
         fresh,
-        {"version": "1", "cluster.id": _new_id(), "node.id": str(NODE_ID), "directory.id": _new_id()},
+        {"version": "1", "cluster.id": cluster_id, "node.id": str(node_id), "directory.id": new_id()},
         durable=True,
     )
     fresh.replace(meta)
@@ -196,7 +228,7 @@ def crashed(data: Path) -> bool:
 
 def read_cluster_id(data: Path) -> str:
     """The cluster id in `data`. Raises `DevClusterError` when it was not formatted."""
-    meta = data / "meta.properties"
+    meta = data / META
     try:
         lines = meta.read_text().splitlines()
     except OSError as error:
@@ -208,7 +240,7 @@ def read_cluster_id(data: Path) -> str:
     raise DevClusterError(f"{meta} has no cluster.id: it is damaged; remove {data} to begin anew")
 
 
-def _new_id() -> str:
+def new_id() -> str:
     """A random id in Kafka's spelling: 22 characters; it may not begin with a dash."""
     while True:
         text = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")

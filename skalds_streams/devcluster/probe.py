@@ -17,13 +17,15 @@ METADATA_KEY, METADATA_VERSION = 3, 2
 """Version 2 is the first whose answer has the cluster id; Kafka 2.1 to 4 understand it."""
 
 
-def kafka_answers(port: int, cluster_id: str) -> bool:
-    """Whether the broker on `port` is of `cluster_id` and lists itself in its metadata, as it does once unfenced."""
+def kafka_answers(port: int, cluster_id: str, node_id: int) -> bool:
+    """Whether the broker on `port` is of `cluster_id` and lists itself, `node_id`, in its metadata, as it does once
+    unfenced.
+    """
     try:
         brokers, answered_id = _parse_metadata(_ask(port, _metadata_request()))
     except (OSError, struct.error, UnicodeDecodeError):
         return False
-    return brokers > 0 and answered_id == cluster_id
+    return node_id in brokers and answered_id == cluster_id
 
 
 def valkey_answers(port: int, pid: int) -> bool:
@@ -54,12 +56,14 @@ def _ask(port: int, request: bytes) -> bytes:
         return _read_exactly(connection, length)[4:]
 
 
-def _parse_metadata(body: bytes) -> tuple[int, str | None]:
-    """(number of brokers, cluster id) of a Metadata answer, version 2."""
-    (brokers,) = struct.unpack_from(">i", body, 0)
+def _parse_metadata(body: bytes) -> tuple[set[int], str | None]:
+    """(node ids of the brokers, cluster id) of a Metadata answer, version 2."""
+    (count,) = struct.unpack_from(">i", body, 0)
+    brokers = set()
     offset = 4
-    for _ in range(brokers):
-        _, host_length = struct.unpack_from(">ih", body, offset)
+    for _ in range(count):
+        node_id, host_length = struct.unpack_from(">ih", body, offset)
+        brokers.add(node_id)
         offset += 6 + host_length + 4
         offset += 2 + max(0, struct.unpack_from(">h", body, offset)[0])  # rack, -1 is null
     (id_length,) = struct.unpack_from(">h", body, offset)

@@ -201,10 +201,15 @@ class ServerProcess(ABC):
         """Stop in order, then by force after `stop_grace_s`. Resumes a paused server first. Safe to call twice."""
         if self._child is None:
             return
-        self._child.send(signal.SIGTERM)
-        self._child.send(signal.SIGCONT)
+        self.ask_to_stop()
         if not self._child.wait(self.stop_grace_s):
             self.kill()
+
+    def ask_to_stop(self) -> None:
+        """Send what `stop()` sends, and don't wait. For servers that stop together."""
+        if self._child is not None:
+            self._child.send(signal.SIGTERM)
+            self._child.send(signal.SIGCONT)
 
     def kill(self) -> None:
         """SIGKILL, as a crash would; returns when the process is gone."""

@@ -25,7 +25,9 @@ def tls_context(address: str, username: str) -> ssl.SSLContext | None:
 
 
 def access_options(address: str, username: str, password: str) -> dict[str, Any]:
-    """Keyword arguments for AIOKafkaConsumer, AIOKafkaProducer and AIOKafkaAdminClient. address: host:port."""
+    """Keyword arguments for AIOKafkaConsumer, AIOKafkaProducer and AIOKafkaAdminClient. address: host:port, or
+    several with commas between.
+    """
     options: dict[str, Any] = {"bootstrap_servers": address, "request_timeout_ms": REQUEST_TIMEOUT_MS}
     if username:
         options |= {

@@ -63,6 +63,11 @@ def check_alive(producer: AIOKafkaProducer) -> None:
         )
 
 
+def brokers_known(producer: AIOKafkaProducer) -> int:
+    """How many brokers there are, as far as a started producer was told."""
+    return len(producer.client.cluster.brokers())
+
+
 def record_of(item: Any) -> Record:
     """A record of the client library as ours."""
     return Record(item.topic, item.partition, item.offset, item.key, item.value, item.timestamp, item.headers)

@@ -16,6 +16,7 @@ import anyio
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.errors import KafkaError as ClientError
 
+from skalds_streams.addresses import addresses
 from skalds_streams.proxy.access import access_options, protocol
 
 RETRY_S = 1.0
@@ -37,10 +38,12 @@ Client = TypeVar("Client")
 class KafkaConfig:
     """Where the broker is, what to read from it, who asks.
 
-    host: None or blank is localhost. port: None or ≤ 0 is 9092. consume_topic_list: topics that the proxy reads,
-    default none. consume_group_id: consumer group to read them in; None (upstream: a random group at each start) reads
-    all partitions without a group, from the end, and commits nothing. username, password: SASL PLAIN, over TLS if the
-    host is one of confluent.cloud, else in plain text (upstream ignores them then). The environment is not read.
+    host: None or blank is localhost; several brokers have commas between, and may each have a port ("a,b:9093").
+    port: of those that have none; None or ≤ 0 is 9092. consume_topic_list: topics that the proxy reads, default none.
+    consume_group_id: consumer group to read them in; None (upstream: a random group at each start) reads all partitions
+    without a group, from the end, and commits nothing. username, password: SASL PLAIN, over TLS if the host is one of
+    confluent.cloud, else in plain text (upstream ignores them then). The environment is not read. Raises ValueError for
+    a port that is none.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class KafkaConfig:
         number = int(port) if port is not None else 0
         self.host = host.strip() if host and host.strip() else "localhost"
         self.port = number if number > 0 else 9092
+        self.addresses = addresses(self.host, self.port)
         self.consume_topic_list = list(consume_topic_list or ())
         self.consume_group_id = consume_group_id
         self.username = username
@@ -62,8 +66,8 @@ class KafkaConfig:
 
     @property
     def address(self) -> str:
-        """host:port."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        """host:port, or several with commas between."""
+        return ",".join(self.addresses)
 
     @property
     def protocol(self) -> str:
@@ -169,20 +173,29 @@ async def insist(
 
 async def explain(config: KafkaConfig, error: BaseException) -> str:
     """Why no client could be opened, for people: is anything listening there at all?"""
-    try:
-        async with asyncio.timeout(PROBE_S):
-            _, writer = await asyncio.open_connection(config.host, config.port)
-            writer.close()
-    except TimeoutError:
-        return f"no answer to a connection within {PROBE_S:g} s"
-    except OSError as refused:
-        return str(refused)
+    obstacles = await asyncio.gather(*(_probe(address) for address in config.addresses))
+    if None not in obstacles:
+        return "; ".join(filter(None, obstacles))
     if isinstance(error, TimeoutError):
         return "something listens there but does not answer"
     who = f" as user {config.username!r}" if config.username else ""
     return (
         f"something listens there, but does not serve a Kafka client with {config.protocol}{who} ({error_text(error)})"
     )
+
+
+async def _probe(address: str) -> str | None:
+    """What is in the way of a connection to host:port; None when something listens there."""
+    host, _, port = address.rpartition(":")
+    try:
+        async with asyncio.timeout(PROBE_S):
+            _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+            writer.close()
+    except TimeoutError:
+        return f"no answer to a connection within {PROBE_S:g} s"
+    except OSError as refused:
+        return str(refused)
+    return None
 
 
 def error_text(error: BaseException) -> str:

@@ -17,6 +17,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaConnectionError, KafkaTimeoutError, TopicAlreadyExistsError, for_code
 from aiokafka.errors import KafkaError as ClientError
+from aiokafka.protocol.metadata import MetadataRequest
 
 from skalds_streams.errors import KafkaError, TopicError, UnreachableError
 from skalds_streams.proxy.partition_count import said_at_start
@@ -95,20 +96,28 @@ async def create_topics(admin: AIOKafkaAdminClient, missing: Sequence[TopicSpec]
 
 async def wait_visible(admin: AIOKafkaAdminClient, specs: Sequence[TopicSpec]) -> None:
     """A topic that was just created is not in every broker's metadata at once; a consumer that subscribes too early
-    never sees it.
+    never sees it, and a broker that does not know it yet can't describe it.
     """
     names = [spec.name for spec in specs]
     try:
         async with asyncio.timeout(VISIBLE_TIMEOUT_S):
-            while names:
-                described = await admin.describe_topics(names)
-                if all(
-                    item["error_code"] == 0 and all(p["leader"] >= 0 for p in item["partitions"]) for item in described
-                ):
-                    return
+            while names and not await _seen_by_all(admin, names):  # noqa: ASYNC110  # it is the brokers that are polled
                 await asyncio.sleep(0.05)
     except TimeoutError:
         raise KafkaError(f"the topics were created but have no leader after {VISIBLE_TIMEOUT_S:g} s") from None
+
+
+async def _seen_by_all(admin: AIOKafkaAdminClient, names: Sequence[str]) -> bool:
+    """Whether each broker knows a leader for every partition. One that does not answer is not waited for."""
+    brokers = (await admin.describe_cluster())["brokers"]
+    asked = (admin._client.send(broker["node_id"], MetadataRequest(list(names))) for broker in brokers)
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+    described = [answer.to_object()["topics"] for answer in answers if not isinstance(answer, BaseException)]
+    return bool(described) and all(
+        item["error_code"] == 0 and all(partition["leader"] >= 0 for partition in item["partitions"])
+        for topics in described
+        for item in topics
+    )
 
 
 def verify(specs: Sequence[TopicSpec], found: Mapping[str, Found], replicas: int) -> list[str]:

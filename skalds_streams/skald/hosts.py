@@ -16,13 +16,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-import signal
 import socket
-import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +30,7 @@ from skalds_streams.skald.exits import ExitInfo
 from skalds_streams.skald.host import Host, OnEvent, RunSpec
 from skalds_streams.skald.logs import TaskLogs
 from skalds_streams.skald.oom import OomKills
-from skalds_streams.worker.channel import Channel
+from skalds_streams.skald.zygote_process import ZygoteProcess
 from skalds_streams.worker.frames import Frame
 from skalds_streams.worker.secrets import SecretPolicy
 
@@ -72,58 +69,6 @@ class Catalogue:
         return cls(frame["classes"], frame["not_loadable"])
 
 
-class _Zygote:
-    """The zygote process: its control channel and its pidfd."""
-
-    def __init__(
-        self, command: Sequence[str], *, on_frame: Callable[[Frame], None], on_lost: Callable[[_Zygote, str], None]
-    ) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._on_lost = on_lost
-        self.started_at = self._loop.time()
-        self.gone: asyncio.Future[str] = self._loop.create_future()
-        ours, theirs = socket.socketpair()
-        try:
-            with theirs:
-                self._process = _launch_process(command, theirs.fileno())
-        except OSError:
-            ours.close()
-            raise
-        self._pidfd = os.pidfd_open(self._process.pid)
-        self._loop.add_reader(self._pidfd, self._on_exit)
-        self.channel = Channel(ours, on_frame, lambda _reason: self.kill())
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    def kill(self) -> None:
-        """SIGKILL; `gone` follows."""
-        if not self.gone.done():
-            with suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-
-    def _on_exit(self) -> None:
-        self._loop.remove_reader(self._pidfd)
-        code = self._process.wait()
-        self.channel.drain()
-        self.channel.close()
-        os.close(self._pidfd)
-        reason = f"exit code {code}" if code >= 0 else f"signal {-code}"
-        self.gone.set_result(reason)
-        self._on_lost(self, reason)
-
-
-def _launch_process(command: Sequence[str], fd: int) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(  # noqa: S603  # our own module
-        [*command, "--fd", str(fd), "--parent", str(os.getpid())],
-        pass_fds=[fd],
-        stdin=subprocess.DEVNULL,
-        stdout=2,  # what modules print at import belongs to the log of this process
-        start_new_session=True,
-    )
-
-
 class HostPool:
     """Worker hosts of one node. All methods belong to the loop that called `start`."""
 
@@ -148,7 +93,7 @@ class HostPool:
         self._spares = spares
         self._log = log if log is not None else structlog.get_logger("skalds.hosts")
         self._names = (f"h{number}" for number in itertools.count(1))
-        self._zygote: _Zygote | None = None
+        self._zygote: ZygoteProcess | None = None
         self._ready: asyncio.Future[Catalogue] | None = None
         self._catalogue: Catalogue | None = None
         self._relaunch: asyncio.Task[None] | None = None
@@ -253,7 +198,7 @@ class HostPool:
                 self._log.error("host does not end", host_pid=host.pid)
                 host.abandon()
 
-    async def _end_zygote(self, zygote: _Zygote) -> None:
+    async def _end_zygote(self, zygote: ZygoteProcess) -> None:
         zygote.channel.close()
         done, _ = await asyncio.wait({zygote.gone}, timeout=STOP_ZYGOTE_S)
         if not done:
@@ -262,7 +207,7 @@ class HostPool:
 
     async def _launch(self) -> None:
         self._ready = ready = asyncio.get_running_loop().create_future()
-        self._zygote = zygote = _Zygote(self._command, on_frame=self._on_frame, on_lost=self._on_zygote_lost)
+        self._zygote = zygote = ZygoteProcess(self._command, on_frame=self._on_frame, on_lost=self._on_zygote_lost)
         try:
             either: list[asyncio.Future[Any]] = [ready, zygote.gone]
             await asyncio.wait(either, timeout=START_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
@@ -290,7 +235,7 @@ class HostPool:
                 self._log.error("zygote does not start", error=str(error), next_try_s=self._backoff_s)
         self._relaunch = None
 
-    def _on_zygote_lost(self, zygote: _Zygote, reason: str) -> None:
+    def _on_zygote_lost(self, zygote: ZygoteProcess, reason: str) -> None:
         self._zygote = None
         self._drop_spawning()
         self._idle.clear()

@@ -77,16 +77,12 @@ async def settled(
 
 
 @click.command(epilog="Example: python -m skalds_streams.testing.verify --kafka localhost:9092 --ledger sent.jsonl")
-@click.option("--kafka", help="host:port; default KAFKA_HOST and KAFKA_PORT.")
+@click.option("--kafka", help="host:port, or several with commas between; default KAFKA_HOST and KAFKA_PORT.")
 @click.option("--ledger", "ledgers", type=click.Path(exists=True, path_type=Path), multiple=True, help="A ledger file.")
 def main(kafka: str | None, ledgers: Sequence[Path]) -> None:
     """Check the topics of a cluster against the rules that every run must keep."""
     try:
-        overrides: dict[str, Any] = {}
-        if kafka:
-            host, _, port = kafka.rpartition(":")
-            overrides = {"kafka_host": host, "kafka_port": port}
-        settings = Settings.load(**overrides)
+        settings = Settings.load(**({"kafka_host": kafka} if kafka else {}))
         topics = Topics.named(
             app=settings.app, prefix=settings.topic_prefix, partitions=settings.kafka_topic_partitions
         )

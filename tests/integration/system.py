@@ -64,9 +64,9 @@ class Node:
         self.log_path = system.directory / f"{skald_id}.log"
         self.environment = {
             **os.environ,
-            "KAFKA_HOST": "127.0.0.1",
+            "KAFKA_HOST": system.brokers or "127.0.0.1",
             "KAFKA_PORT": str(system.kafka_port),
-            "KAFKA_REPLICATION_FACTOR": "1",
+            "KAFKA_REPLICATION_FACTOR": "3" if system.brokers else "1",
             "SKALD_ID": skald_id,
             "SKALDS_TOPIC_PREFIX": system.prefix,
             "SKALDS_APP": "it",
@@ -131,10 +131,10 @@ class Node:
 
 
 class System:
-    """Nodes with topics of their own, a producer, and readers."""
+    """Nodes with topics of their own, a producer, and readers. brokers: three, as host:port with commas between."""
 
-    def __init__(self, directory: Path, kafka_port: int) -> None:
-        self.directory, self.kafka_port = directory, kafka_port
+    def __init__(self, directory: Path, kafka_port: int, brokers: str = "") -> None:
+        self.directory, self.kafka_port, self.brokers = directory, kafka_port, brokers
         self.prefix = f"t{secrets.token_hex(4)}."
         self.topics = Topics.named(app="it", prefix=self.prefix, partitions=PARTITIONS)
         self.nodes: list[Node] = []
@@ -142,7 +142,7 @@ class System:
 
     @property
     def bootstrap(self) -> str:
-        return f"127.0.0.1:{self.kafka_port}"
+        return self.brokers or f"127.0.0.1:{self.kafka_port}"
 
     async def stop(self) -> None:
         """End every node that still runs."""
@@ -273,10 +273,10 @@ async def admin_of(system: System) -> AsyncIterator[AIOKafkaAdminClient]:
 
 
 @asynccontextmanager
-async def system_of(directory: Path, kafka_port: int) -> AsyncIterator[System]:
+async def system_of(directory: Path, kafka_port: int, brokers: str = "") -> AsyncIterator[System]:
     """A system whose nodes are gone at the end, whatever happened. A test that passed also passes the log lint."""
-    system = System(directory, kafka_port)
-    system.producer = AIOKafkaProducer(bootstrap_servers=system.bootstrap, max_request_size=4_000_000)
+    system = System(directory, kafka_port, brokers)
+    system.producer = AIOKafkaProducer(bootstrap_servers=system.bootstrap, acks="all", max_request_size=4_000_000)
     await system.producer.start()
     try:
         yield system

@@ -59,14 +59,17 @@ def children_of(pid: int) -> list[psutil.Process]:
     return psutil.Process(pid).children(recursive=True)
 
 
-async def round_trip(port: int, value: bytes) -> bytes | None:
-    """Make the topic when it is missing, write `value`, and read it from where the consumer group stood."""
-    bootstrap = f"127.0.0.1:{port}"
+async def round_trip(kafka: int | str, value: bytes, copies: int = 1) -> bytes | None:
+    """Make the topic when it is missing, write `value`, and read it from where the consumer group stood.
+
+    kafka: port of the broker, or the addresses of several.
+    """
+    bootstrap = f"127.0.0.1:{kafka}" if isinstance(kafka, int) else kafka
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
     await admin.start()
     try:
         if TOPIC not in await admin.list_topics():
-            await admin.create_topics([NewTopic(TOPIC, num_partitions=1, replication_factor=1)])
+            await admin.create_topics([NewTopic(TOPIC, num_partitions=1, replication_factor=copies)])
     finally:
         await admin.close()
     consumer = AIOKafkaConsumer(TOPIC, bootstrap_servers=bootstrap, group_id="g", auto_offset_reset="earliest")
@@ -118,6 +121,27 @@ def test_kafka_keeps_topic_port_and_id_over_a_stop_and_a_kill(tmp_path: Path) ->
         )
         assert asyncio.run(round_trip(running.kafka_port, b"3")) == b"3"
         assert (running.kafka_port, running.kafka.cluster_id) == first
+
+
+def test_of_three_brokers_any_one_may_be_lost_and_all_may_be_stopped(tmp_path: Path, busy_port: int) -> None:
+    with DevCluster(tmp_path, brokers=3, kafka_port=busy_port, with_redis=False) as running:
+        first, second, _ = running.brokers
+        assert MovedPort("Kafka 1", busy_port, first.port) in running.moved_ports
+        assert len({broker.port for broker in running.brokers}) == 3
+        assert {broker.cluster_id for broker in running.brokers} == {first.cluster_id}
+        assert asyncio.run(round_trip(running.bootstrap, b"1", copies=3)) == b"1"
+        second.kill()
+        assert asyncio.run(round_trip(running.bootstrap, b"2")) == b"2"
+        before = (running.bootstrap, first.cluster_id)
+    with running:
+        assert (running.bootstrap, first.cluster_id) == before
+        assert asyncio.run(round_trip(running.bootstrap, b"3")) == b"3"
+
+
+def test_there_are_one_or_three_brokers(tmp_path: Path) -> None:
+    with pytest.raises(DevClusterError, match="1 broker or 3, not 2"):
+        DevCluster(tmp_path, brokers=2)
+    assert [broker.port for broker in DevCluster(tmp_path, brokers=3, kafka_port=65_534).brokers] == [65_534, 65_535, 0]
 
 
 def start_command(directory: Path) -> tuple[subprocess.Popen[str], int]:

@@ -142,13 +142,20 @@ def test_without_kafka_the_settings_say_where(sent: Sent, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"), [("k:1", ("k", 1)), ("k", ("k", 9092)), ("[::1]:9", ("[::1]", 9)), ("[::1]", ("[::1]", 9092))]
+    ("text", "expected"),
+    [
+        ("k:1", ("k", 1)),
+        ("k", ("k", 9092)),
+        ("[::1]:9", ("[::1]", 9)),
+        ("[::1]", ("[::1]", 9092)),
+        ("k:1,j", ("k:1,j", 9092)),
+    ],
 )
 def test_addresses(text: str, expected: tuple[str, int]) -> None:
     assert Address().convert(text, None, None) == expected
 
 
-@pytest.mark.parametrize("text", ["k:", "k:x", ":1", "k:0", "k:65536", "k:-1"])
+@pytest.mark.parametrize("text", ["k:", "k:x", ":1", "k:0", "k:65536", "k:-1", "k:1,j:x", ","])
 def test_wrong_addresses(text: str) -> None:
     with pytest.raises(click.BadParameter):
         Address().convert(text, None, None)

@@ -53,8 +53,24 @@ class Sender:
     sender_task: asyncio.Task[None] | None = None
 
 
+class Metadata:
+    """What a producer knows of the cluster: a broker that is alone."""
+
+    def brokers(self) -> tuple[str]:
+        """The brokers."""
+        return ("the only one",)
+
+
+class Client:
+    """A producer's client."""
+
+    cluster = Metadata()
+
+
 class Producer:
     """AIOKafkaProducer."""
+
+    client = Client()
 
     def __init__(
         self,
