@@ -21,6 +21,7 @@ from skalds_streams.coordinator.group import GroupQuestion, watch_membership
 from skalds_streams.coordinator.journal import JournalContext
 from skalds_streams.coordinator.journals import Journals
 from skalds_streams.coordinator.log import PartitionLog
+from skalds_streams.coordinator.states import StateSweeper
 from skalds_streams.coordinator.timers import DueTimer
 from skalds_streams.errors import TopicResizedError
 from skalds_streams.model.codec import Limits
@@ -29,15 +30,18 @@ from skalds_streams.projections.redis import RedisProjection
 from skalds_streams.proxy.client import client_options, tune_consumers
 from skalds_streams.proxy.partition_count import PartitionWatch
 from skalds_streams.proxy.reports import ReportSender
+from skalds_streams.proxy.states import StateSender
 from skalds_streams.proxy.topic_setup import ensure_topics
 from skalds_streams.settings import Settings
 from skalds_streams.skald import admission
 from skalds_streams.skald.hosts import Catalogue
 from skalds_streams.skald.identity import Identity, claim_identity
 from skalds_streams.skald.node import SkaldNode
+from skalds_streams.skald.states import States
 from skalds_streams.topics import Topics
 from skalds_streams.version import __version__
 from skalds_streams.view.cluster import ClusterView
+from skalds_streams.view.states import StateReader
 from skalds_streams.web.context import WebContext
 
 STOP_S = 5.0
@@ -71,6 +75,8 @@ class Runtime:
         self._client = client_options(settings)
         self.view = ClusterView(self.topics, self._client, settings.hold_beats, settings.agreed)
         self._sender = ReportSender(self.topics, self._client)
+        self._state_reader = StateReader(self.topics, self._client)
+        self._state_sender = StateSender(self.topics, self._client)
         self.journals = Journals(self._journal_context(GroupQuestion(consumer)), self._new_log, on_fatal)
         self._timer = DueTimer(
             self.journals, self.view.members, self._sender, wall_ms, retention_ms=settings.terminal_retention_ms
@@ -122,6 +128,7 @@ class Runtime:
         )
         self._spawn("partitions", self._watch_partitions())
         self._spawn("view", self.view.run())
+        self._spawn("state-reader", self._state_reader.run())
         await self._sender.start()
         self.skald = SkaldNode(
             self.settings,
@@ -129,6 +136,7 @@ class Runtime:
             self._client,
             self.view,
             self._sender,
+            States(self._state_reader, self._state_sender, skald_id=identity.skald_id),
             identity,
             spawn=self._spawn,
             now_ms=wall_ms,
@@ -140,10 +148,20 @@ class Runtime:
         if self.settings.coordinates:
             self._spawn("due", self._timer.run(lambda: self.view.members_caught_up))
             self._spawn("group", watch_membership(self._consumer))
+            self._spawn("state-sweeper", self._new_sweeper().run())
         if self.settings.worker_modules and not self.settings.runs_workers:
             log.warning("workers.ignored", reason="SKALDS_ROLE=coordinator runs no workers")
         identity = self.skald.identity
         log.info("skald.up", skald=identity.skald_id, incarnation=identity.incarnation, replaces=identity.replaces)
+
+    def _new_sweeper(self) -> StateSweeper:
+        return StateSweeper(
+            self.view,
+            self._state_reader,
+            self._state_sender,
+            lambda: [journal.partition for journal in self.journals if journal.opened.is_set()],
+            retention_ms=self.settings.terminal_retention_ms,
+        )
 
     async def _watch_partitions(self) -> None:
         try:
@@ -198,9 +216,10 @@ class Runtime:
         await self.journals.close()
         if self.skald is not None:
             await self.skald.stop()
-        with suppress(Exception):  # the edge of stopping: what can't be closed must not keep the rest open
-            async with asyncio.timeout(STOP_S):
-                await self._sender.stop()
+        for sender in (self._sender, self._state_sender):
+            with suppress(Exception):  # the edge of stopping: what can't be closed must not keep the rest open
+                async with asyncio.timeout(STOP_S):
+                    await sender.stop()
 
     # -- what others read
 

@@ -56,10 +56,10 @@ async def test_settings_are_mended_and_nothing_else_is_touched(system: System) -
             ]
         )
         expected = {
-            f"{changelog}: cleanup.policy: delete → compact (rows would be deleted)",
+            f"{changelog}: cleanup.policy: delete → compact (what must be kept would be deleted)",
             f"{changelog}: max.message.bytes: 1048588 → {RECORD_BYTES} (a large record is refused)",
-            f"{changelog}: segment.bytes: 1073741824 → {SEGMENT_BYTES} (a journal reads more than it needs when it"
-            " opens)",
+            f"{changelog}: segment.bytes: 1073741824 → {SEGMENT_BYTES} (more is read than needed when it is read"
+            " from its beginning)",
             f"{assign}: retention.ms: 1000 → 604800000 (what is older can't be replayed)",
             f"{assign}: message.timestamp.type: CreateTime → LogAppendTime (order between topics follows the"
             " publishers' clocks)",
