@@ -25,8 +25,10 @@ from skalds_streams.model.saved import Saved, Spot, StateIndex, read_saved
 from skalds_streams.proxy.client import log_consumer, look_at, record_of
 from skalds_streams.topics import Topics
 
-LINGER_S = 5.0
-"""How long the connection is kept for a next question."""
+LINGER_S = 60.0
+"""How long the connection is kept for a next question: with it a question takes a few ms, without it ten times that."""
+RETRY_BACKOFF_MS = 20
+"""aiokafka learns of a topic by failing once and waiting this long."""
 AGAIN_S = 0.5
 STALL_S = 15.0
 """A broker that has sent nothing for so long is asked anew."""
@@ -119,6 +121,7 @@ class StateReader:
             except StateError as error:
                 if not item.answer.done():
                     item.answer.set_exception(error)
+        consumer.pause(*consumer.assignment())  # nothing is fetched until the next question
 
     async def _fetched(self, consumer: AIOKafkaConsumer, item: _Question, task_id: str) -> Saved | None:
         for _ in range(TRIES):
@@ -168,7 +171,8 @@ class StateReader:
 
     async def _opened(self) -> AIOKafkaConsumer:
         if self._consumer is None:
-            consumer = log_consumer(self._client, committed=False)  # nobody writes there in transactions
+            # Nobody writes there in transactions.
+            consumer = log_consumer(self._client, committed=False, retry_backoff_ms=RETRY_BACKOFF_MS)
             try:
                 await consumer.start()
             except BaseException:
