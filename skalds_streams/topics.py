@@ -95,6 +95,8 @@ class Topics:
             TopicSpec(self.history, count, kept, replaceable=True),
             TopicSpec(self.deadletter, count, {**kept, **large}, replaceable=True),
             TopicSpec(self.changelog, count, {"cleanup.policy": "compact", "segment.bytes": SEGMENT_BYTES, **large}),
-            TopicSpec(self.state, count, {"cleanup.policy": "compact", "segment.bytes": STATE_SEGMENT_BYTES}),
+            TopicSpec(
+                self.state, count, {"cleanup.policy": "compact", "segment.bytes": STATE_SEGMENT_BYTES}, replaceable=True
+            ),
             TopicSpec(self.heartbeat, 1, {**log_append, "retention.ms": str(HEARTBEAT_RETENTION_MS)}, replaceable=True),
         )

@@ -332,6 +332,14 @@ def test_an_assign_before_the_end_of_a_cancelled_run_begins_anew_too() -> None:
     assert ended(row, events.Stopped, 9_000).epoch == 2
 
 
+def test_another_class_begins_anew() -> None:
+    spec = events.TaskSpec(class_name="Other")
+    row = run(running(), (events.Assign("t", cause(7_000), spec=spec), context(7_000)))
+    assert (row.epoch, row.first_epoch, ended(row, events.Stopped, 8_000).epoch) == (1, 2, 2)
+    same = events.TaskSpec(class_name="Cam", attachments={"fps": 1})
+    assert run(running(), (events.Assign("t", cause(7_000), spec=same), context(7_000))).first_epoch == 1
+
+
 def test_pause_keeps_runs_together_and_a_superseded_assign_changes_nothing() -> None:
     paused = run(running(), (events.Assign("t", cause(9_000), then=Wanted.PAUSE), context(9_500)))
     paused = ended(paused, events.Stopped, 9_600)
