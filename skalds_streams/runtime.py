@@ -216,10 +216,7 @@ class Runtime:
         await self.journals.close()
         if self.skald is not None:
             await self.skald.stop()
-        for sender in (self._sender, self._state_sender):
-            with suppress(Exception):  # the edge of stopping: what can't be closed must not keep the rest open
-                async with asyncio.timeout(STOP_S):
-                    await sender.stop()
+        await asyncio.gather(_stopped(self._sender), _stopped(self._state_sender))
 
     # -- what others read
 
@@ -279,6 +276,12 @@ class Runtime:
             lease_ms=self.settings.lease_ms,
             version=__version__,
         )
+
+
+async def _stopped(sender: ReportSender | StateSender) -> None:
+    with suppress(Exception):  # the edge of stopping: what can't be closed must not keep the rest open
+        async with asyncio.timeout(STOP_S):
+            await sender.stop()
 
 
 class _WaitNotice:

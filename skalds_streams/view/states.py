@@ -17,6 +17,7 @@ from typing import Any
 import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError as ClientError
+from aiokafka.errors import TopicAuthorizationFailedError
 
 from skalds_streams.core.partition import partition_of
 from skalds_streams.errors import StateError
@@ -81,6 +82,10 @@ class StateReader:
                 asked, self._asked = [item for item in self._asked if not item.answer.done()], []
                 try:
                     await self._answer(asked)
+                except TopicAuthorizationFailedError:
+                    error = StateError(f"this node may not read {self._topics.state}: it needs the right to")
+                    for item in asked:
+                        _fail(item, error)
                 except (ClientError, OSError, TimeoutError) as error:
                     log.warning("states.again", error=repr(error))
                     self._asked += [item for item in asked if not item.answer.done()]
@@ -119,8 +124,7 @@ class StateReader:
             try:
                 _settle(item, await self._fetched(consumer, item, item.task_id))
             except StateError as error:
-                if not item.answer.done():
-                    item.answer.set_exception(error)
+                _fail(item, error)
         consumer.pause(*consumer.assignment())  # nothing is fetched until the next question
 
     async def _fetched(self, consumer: AIOKafkaConsumer, item: _Question, task_id: str) -> Saved | None:
@@ -185,6 +189,11 @@ class StateReader:
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
             await consumer.stop()
+
+
+def _fail(item: _Question, error: StateError) -> None:
+    if not item.answer.done():
+        item.answer.set_exception(error)
 
 
 def _settle(item: _Question, answer: object) -> None:

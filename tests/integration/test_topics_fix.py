@@ -78,7 +78,7 @@ async def test_settings_are_mended_and_nothing_else_is_touched(system: System) -
         code, out, err = await call(system, "fix")
         assert (code, err) == (0, "")
         assert expected <= set(out.splitlines())
-        assert out.splitlines()[-1] == "mended: 8 topics"
+        assert out.splitlines()[-1] == "mended: 9 topics"
         now = await config(admin, assign)
         assert (now["retention.ms"], now["compression.type"]) == ("604800000", "zstd")
         assert (await config(admin, changelog))["cleanup.policy"] == "compact"

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from aiokafka.errors import KafkaConnectionError
+from aiokafka.errors import KafkaConnectionError, TopicAuthorizationFailedError
 
 from skalds_streams.core.partition import partition_of
 from skalds_streams.errors import StateError
@@ -32,6 +32,7 @@ class Broker:
         self.open = 0
         self.read = 0
         self.away = 0
+        self.error: Exception = KafkaConnectionError()
         self.vanish: int | None = None
         """A record that is compacted away when it is fetched, with a newer one for it."""
 
@@ -61,7 +62,7 @@ class Consumer:
         self._broker.open += 1
         if self._broker.away:
             self._broker.away -= 1
-            raise KafkaConnectionError
+            raise self._broker.error
         self._broker.connections += 1
 
     async def stop(self) -> None:
@@ -157,6 +158,15 @@ async def test_a_broker_that_is_away_is_asked_again(monkeypatch: pytest.MonkeyPa
     broker.save("t", 1, b"{}")
     async with reading(monkeypatch, broker) as reader:
         assert await asyncio.gather(found(reader), found(reader, "other")) == ["{}", None]
+
+
+async def test_who_may_not_read_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    broker = Broker()
+    broker.away, broker.error = 1, TopicAuthorizationFailedError()
+    async with reading(monkeypatch, broker) as reader:
+        with pytest.raises(StateError, match=r"may not read task\.state"):
+            await reader.find("t", 0)
+        assert await found(reader) is None, "it has the right now"
 
 
 async def test_a_record_that_is_replaced_while_it_is_fetched_is_looked_for_again(
