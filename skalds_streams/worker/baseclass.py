@@ -101,9 +101,9 @@ class BaseTaskWorker(ABC, Generic[ModelT]):
     def save(self, state: Mapping[str, Any] | BaseModel) -> Saving:
         """Keep this for the next run, instead of what was saved before: a dict that is JSON, or a pydantic model.
 
-        Returns at once, from any thread; an `async` method may write `await self.save(…)`. About a second later the
+        Returns at once, from any thread; an `async` method may write `await self.save(…)`. Within about a second the
         state is with Kafka, and the last one is in any case before the run counts as ended. What a crash of the
-        process or of the machine can lose is the last second or two. Raises TypeError for what is not JSON, ValueError
+        process or of the machine can lose is that second. Raises TypeError for what is not JSON, ValueError
         for more than 64 KiB.
         """
         self._saved = encode_state(state)
