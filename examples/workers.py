@@ -36,12 +36,12 @@ class CounterParams(BaseModel):
 
 
 class Counter(BaseTaskWorker[CounterParams]):
-    """Counts, and logs what it counts."""
+    """Counts, and logs what it counts. Restarted, moved or crashed, it goes on where it was."""
 
     def initialize(self, data: CounterParams) -> None:
-        """Keep the parameters; nothing else is due yet."""
+        """Keep the parameters, and what the last run has left; nothing else is due yet."""
         self.params = data
-        self.number = data.start
+        self.number = (self.state or {}).get("number", data.start)
 
     @run_main_handler
     def count(self) -> None:
@@ -49,6 +49,7 @@ class Counter(BaseTaskWorker[CounterParams]):
         while self.params.until is None or self.number < self.params.until:
             self.number += 1
             self.logger.info("%d", self.number)
+            self.save({"number": self.number})
             time.sleep(self.params.every_s)
 
     @run_after_handler

@@ -17,6 +17,7 @@
     │   └── TopicResizedError    a topic has another number of partitions than before
     ├── IllegalTransitionError decide was asked for a step that the table does not have
     ├── InvariantError         a row breaks a rule that must always hold
+    ├── StateError             what a worker saved can't be read
     ├── HostError              a worker host or the zygote does not answer as agreed
     │   └── NoHostError        this node has no host to run anything in
     ├── TaskEndedError         the one task that this process is there for has failed
@@ -88,6 +89,10 @@ class IllegalTransitionError(SkaldsError):
 
 class InvariantError(SkaldsError):
     """A row breaks a rule that must always hold."""
+
+
+class StateError(SkaldsError):
+    """What a worker saved can't be read."""
 
 
 class HostError(SkaldsError):

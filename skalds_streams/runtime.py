@@ -21,6 +21,7 @@ from skalds_streams.coordinator.group import GroupQuestion, watch_membership
 from skalds_streams.coordinator.journal import JournalContext
 from skalds_streams.coordinator.journals import Journals
 from skalds_streams.coordinator.log import PartitionLog
+from skalds_streams.coordinator.states import StateSweeper
 from skalds_streams.coordinator.task_source import FileCatalogue
 from skalds_streams.coordinator.timers import DueTimer
 from skalds_streams.core.due import no_catalogue
@@ -31,6 +32,7 @@ from skalds_streams.projections.redis import RedisProjection
 from skalds_streams.proxy.client import client_options, tune_consumers
 from skalds_streams.proxy.partition_count import PartitionWatch
 from skalds_streams.proxy.reports import ReportSender
+from skalds_streams.proxy.states import StateSender
 from skalds_streams.proxy.topic_setup import ensure_topics
 from skalds_streams.settings import Settings
 from skalds_streams.skald import admission
@@ -38,9 +40,11 @@ from skalds_streams.skald.background import Background
 from skalds_streams.skald.hosts import Catalogue
 from skalds_streams.skald.identity import Identity, claim_identity
 from skalds_streams.skald.node import SkaldNode
+from skalds_streams.skald.states import States
 from skalds_streams.topics import Topics
 from skalds_streams.version import __version__
 from skalds_streams.view.cluster import ClusterView
+from skalds_streams.view.states import StateReader
 from skalds_streams.web.context import WebContext
 
 STOP_S = 5.0
@@ -79,6 +83,8 @@ class Runtime:
         self._client = client_options(settings)
         self.view = ClusterView(self.topics, self._client, settings.hold_beats, settings.agreed)
         self._sender = ReportSender(self.topics, self._client)
+        self._state_reader = StateReader(self.topics, self._client)
+        self._state_sender = StateSender(self.topics, self._client)
         self.journals = Journals(self._journal_context(GroupQuestion(consumer)), self._new_log, on_fatal)
         file = settings.yaml_file if settings.coordinates else None
         self._catalogue = FileCatalogue(file, limits_of(settings)) if file is not None else None
@@ -139,6 +145,7 @@ class Runtime:
         )
         self._background.spawn("partitions", self._watch_partitions())
         self._background.spawn("view", self.view.run())
+        self._background.spawn("state-reader", self._state_reader.run())
         await self._sender.start()
         self.skald = SkaldNode(
             self.settings,
@@ -146,6 +153,7 @@ class Runtime:
             self._client,
             self.view,
             self._sender,
+            States(self._state_reader, self._state_sender, skald_id=identity.skald_id),
             identity,
             spawn=self._background.spawn,
             now_ms=wall_ms,
@@ -159,10 +167,20 @@ class Runtime:
             if self._catalogue is not None:
                 self._background.spawn("catalogue", self._catalogue.run())
             self._background.spawn("group", watch_membership(self._consumer))
+            self._background.spawn("state-sweeper", self._new_sweeper().run())
         if self.settings.worker_modules and not self.settings.runs_workers:
             log.warning("workers.ignored", reason="SKALDS_ROLE=coordinator runs no workers")
         identity = self.skald.identity
         log.info("skald.up", skald=identity.skald_id, incarnation=identity.incarnation, replaces=identity.replaces)
+
+    def _new_sweeper(self) -> StateSweeper:
+        return StateSweeper(
+            self.view,
+            self._state_reader,
+            self._state_sender,
+            lambda: [journal.partition for journal in self.journals if journal.opened.is_set()],
+            retention_ms=self.settings.terminal_retention_ms,
+        )
 
     async def _watch_partitions(self) -> None:
         try:
@@ -198,9 +216,7 @@ class Runtime:
         await self.journals.close()
         if self.skald is not None:
             await self.skald.stop()
-        with suppress(Exception):  # the edge of stopping: what can't be closed must not keep the rest open
-            async with asyncio.timeout(STOP_S):
-                await self._sender.stop()
+        await asyncio.gather(_stopped(self._sender), _stopped(self._state_sender))
 
     # -- what others read
 
@@ -261,6 +277,12 @@ class Runtime:
             lease_ms=self.settings.lease_ms,
             version=__version__,
         )
+
+
+async def _stopped(sender: ReportSender | StateSender) -> None:
+    with suppress(Exception):  # the edge of stopping: what can't be closed must not keep the rest open
+        async with asyncio.timeout(STOP_S):
+            await sender.stop()
 
 
 class WaitNotice:

@@ -15,6 +15,7 @@ TASK_CANCEL = "task.cancel"
 TASK_UPDATE_ATTACHMENT = "task.update.attachment"
 TASK_WORKER_UPDATE = "taskworker.update"
 TASK_DEADLETTER = "task.deadletter"
+TASK_STATE = "task.state"
 SKALD_REPORT = "skald.report"
 SKALD_HEARTBEAT = "skald.heartbeat"
 
@@ -26,6 +27,8 @@ RECORD_BYTES = str(16 * 1024 * 1024)
 """A dead letter is a record as it came, and headers; a row holds parameters several times while they change."""
 SEGMENT_BYTES = str(64 * 1024 * 1024)
 """Only closed segments are compacted, and a journal reads all that is there before it opens."""
+STATE_SEGMENT_BYTES = str(16 * 1024 * 1024)
+"""Smaller: what many runs save is soon replaced, and who looks for one state reads the whole partition at first."""
 
 POSITIONS_KEY = b"\0positions"
 """Key of the changelog record that holds a partition's positions. No task id starts with NUL."""
@@ -54,6 +57,7 @@ class Topics:
     report: str
     heartbeat: str
     changelog: str
+    state: str
     partitions: int
 
     @classmethod
@@ -68,6 +72,7 @@ class Topics:
             report=prefix + SKALD_REPORT,
             heartbeat=prefix + SKALD_HEARTBEAT,
             changelog=f"{prefix}{app}-ownership-changelog",
+            state=prefix + TASK_STATE,
             partitions=partitions,
         )
 
@@ -90,5 +95,8 @@ class Topics:
             TopicSpec(self.history, count, kept, replaceable=True),
             TopicSpec(self.deadletter, count, {**kept, **large}, replaceable=True),
             TopicSpec(self.changelog, count, {"cleanup.policy": "compact", "segment.bytes": SEGMENT_BYTES, **large}),
+            TopicSpec(
+                self.state, count, {"cleanup.policy": "compact", "segment.bytes": STATE_SEGMENT_BYTES}, replaceable=True
+            ),
             TopicSpec(self.heartbeat, 1, {**log_append, "retention.ms": str(HEARTBEAT_RETENTION_MS)}, replaceable=True),
         )

@@ -37,6 +37,7 @@ COMMANDS: Mapping[str, str] = {
     "describe": "Everything about one task, and how it came to be.",
     "classes": "The worker classes there are, and the parameters of one.",
     "logs": "What a task printed, from wherever it runs.",
+    "state": "What a task's runs have saved: show, set, reset.",
     "replay": "Rebuild every row from the recorded events and verify the live table.",
     "deadletter": "What no coordinator understood: list, show, send again.",
     "topics": "Check, create or mend the Kafka topics.",

@@ -131,6 +131,8 @@ def _assign(row: Row, event: events.Assign, context: Context) -> Row:
     described = _described(replace(row, assign_at_ms=at_ms), event.spec, at_ms)
     if at_ms <= row.cancel_at_ms:
         return replace(described, note=f"superseded by cancel at {row.cancel_at_ms}")
+    if row.is_over or described.class_name != row.class_name:
+        described = replace(described, first_epoch=row.epoch + 1)
     asked = event.release
     if asked is Release.MOVE and row.holder is not None and described.recipient == row.holder.skald_id:
         asked = None  # pinned to where it is

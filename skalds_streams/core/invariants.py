@@ -41,6 +41,8 @@ def _broken(row: Row) -> Iterator[str]:
         yield f"{row.status.value} but held by {row.holder.skald_id}"
     if row.holder is not None and row.holder.epoch != row.epoch:
         yield f"holder of epoch {row.holder.epoch} in a row of epoch {row.epoch}"
+    if row.first_epoch > row.epoch + 1:
+        yield f"its first run is of epoch {row.first_epoch}, and its last was of {row.epoch}"
     if row.status is Status.RUNNING and row.holder is None:
         yield "Running without a holder"
     if row.status in (Status.PAUSED, Status.CREATED) and row.holder is not None:

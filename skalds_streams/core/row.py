@@ -92,6 +92,8 @@ class Row:
     wanted: Wanted = Wanted.CANCEL
     holder: Holder | None = None
     epoch: int = 0
+    first_epoch: int = 0
+    """Epoch of the first run that belongs together with the next: of what earlier ones left, nothing counts."""
     revision: int = 0
     status: Status = Status.CREATED
     release: Release | None = None
@@ -139,6 +141,13 @@ class Row:
     def is_waiting(self) -> bool:
         """Wanted, but held by nobody."""
         return self.wanted is Wanted.RUN and self.holder is None and not self.is_terminal
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the next assign begins anew: what earlier runs left does not count for it. After a failure it does:
+        to assign the task again is to try again.
+        """
+        return self.status is Status.FINISHED or self.wanted is Wanted.CANCEL
 
     def to_doc(self) -> dict[str, Any]:
         """The JSON document. Inverse of `from_doc`."""

@@ -19,6 +19,7 @@ from skalds_streams.coordinator.task_source import TaskSource, edits
 from skalds_streams.coordinator.timers import DueTimer
 from skalds_streams.core.row import Json, Row, Status
 from skalds_streams.edge.log import LocalLog, LocalView, next_epochs
+from skalds_streams.edge.states import LocalStates
 from skalds_streams.errors import ConfigError, HostError, TaskEndedError
 from skalds_streams.model.task_file import FileTask, Problem, TaskFile, differences
 from skalds_streams.projections.masking import text_cleaner
@@ -108,6 +109,7 @@ class EdgeRuntime:
             self.view,
             self._pool,
             self._reporter,
+            LocalStates(identity.skald_id, wall_ms),
             Unleased(settings.lease_ms, settings.beat_ms),
             skald_id=identity.skald_id,
             incarnation=identity.incarnation,

@@ -67,7 +67,7 @@ def _deviations(spec: TopicSpec, found: Found) -> Iterator[Deviation]:
 
     policy = spec.config.get(POLICY, "delete")
     if found.config.get(POLICY) != policy:
-        why = "rows would be deleted" if policy == "compact" else "records would vanish under later ones"
+        why = "what must be kept would be deleted" if policy == "compact" else "records would vanish under later ones"
         yield differs(POLICY, policy, why, must=True)
     stamp = "message.timestamp.type"
     if stamp in spec.config and found.config.get(stamp) != spec.config[stamp]:
@@ -80,7 +80,7 @@ def _deviations(spec: TopicSpec, found: Found) -> Iterator[Deviation]:
             yield differs(name, spec.config[name], why)
     name = "segment.bytes"
     if name in spec.config and _amount(found, name) > int(spec.config[name]):
-        yield differs(name, spec.config[name], "a journal reads more than it needs when it opens")
+        yield differs(name, spec.config[name], "more is read than needed when it is read from its beginning")
     if found.replicas >= SAFE_REPLICAS and _amount(found, INSYNC) < 2:
         yield differs(INSYNC, "2", "a record that was acknowledged may be on one broker only")
     if found.replicas > 1 and found.config.get(UNCLEAN) == "true":

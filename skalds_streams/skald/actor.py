@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import structlog
 
 from skalds_streams.core.reconcile import Run
 from skalds_streams.core.row import Row
-from skalds_streams.errors import HostError, NoHostError
+from skalds_streams.errors import HostError, NoHostError, StateError
 from skalds_streams.skald.exits import RAN_OUT, ZYGOTE_LOST, error_of
 from skalds_streams.skald.hosts import ExitInfo, Host, HostPool, RunSpec
 from skalds_streams.skald.reporter import Reporter
+from skalds_streams.skald.states import FLUSH_S, TaskStates
 from skalds_streams.worker.gauges import readings
 from skalds_streams.worker.outcome import Reason, simple
 
@@ -25,6 +27,8 @@ LAPSED = "the lease has lapsed"
 SILENT = frozenset({LEAVING, LAPSED})
 """Stop reasons of a whole skald: nothing is reported, or the task would come back. Its heartbeat frees it: the last one
 of this incarnation, or the first of the next."""
+SILENT_FLUSH_S = 2.0
+"""How long a skald that leaves or has lapsed waits for the last state of a worker: it may be that no broker answers."""
 
 log = structlog.get_logger(__name__)
 
@@ -37,6 +41,7 @@ class Actor:
         row: Row,
         pool: HostPool,
         reporter: Reporter,
+        states: TaskStates,
         *,
         budgets: Callable[[str], tuple[float, float]],
         has_lapsed: Callable[[], bool] = lambda: False,
@@ -48,6 +53,7 @@ class Actor:
         self._on_begun, self._has_lapsed = on_begun, has_lapsed
         self.task_id, self.epoch = row.task_id, row.epoch
         self._row, self._pool, self._reporter, self._budgets = row, pool, reporter, budgets
+        self._states = states
         self._host: Host | None = None
         self._version = row.attachments_version
         self._accepted = -1
@@ -152,7 +158,7 @@ class Actor:
         started_with = spec.version
         try:
             self._host = await self._start(spec)
-        except HostError as error:
+        except (HostError, StateError) as error:
             if self._stop_reason is not None:
                 self._say_end(None)
                 return
@@ -164,11 +170,12 @@ class Actor:
         if self._version != started_with:
             await self._send(self._host)
         exit_info = await self._until_ended(self._host)
+        await self._flush()
         self._say_end(exit_info, await self._host.last_lines() if self._has_crashed(exit_info.reason) else ())
 
     async def _start(self, spec: RunSpec) -> Host | None:
         """None when a stop was asked before there was a host: then nothing has run, and nothing will."""
-        starting = asyncio.ensure_future(self._pool.run(spec, self._on_event))
+        starting = asyncio.ensure_future(self._begin(spec))
         asked = asyncio.ensure_future(self._stop_asked.wait())
         try:
             await asyncio.wait({starting, asked}, return_when=asyncio.FIRST_COMPLETED)
@@ -177,6 +184,19 @@ class Actor:
             starting.cancel()  # nothing when it is done
         await asyncio.wait({starting})
         return None if starting.cancelled() else starting.result()
+
+    async def _begin(self, spec: RunSpec) -> Host:
+        """The first run since the task was assigned new has nothing to look for, and is not held up."""
+        if self._row.epoch > self._row.first_epoch:
+            saved = await self._states.find(self.task_id, self._row.first_epoch)
+            spec = replace(spec, state=saved.text if saved is not None else None)
+        return await self._pool.run(spec, self._on_event)
+
+    async def _flush(self) -> None:
+        """Have the last state written before anybody is told that the run is over."""
+        if not await self._states.flush(self.task_id, SILENT_FLUSH_S if self._stop_reason in SILENT else FLUSH_S):
+            log.error("state.not_written", task=self.task_id, epoch=self.epoch)
+        self._states.forget(self.task_id)
 
     async def _until_ended(self, host: Host) -> ExitInfo:
         ended = asyncio.ensure_future(host.wait_ended())
@@ -206,15 +226,17 @@ class Actor:
         elif kind == "stalled":
             self._stalled = event["error"]
             self._stop_asked.set()
+        elif kind == "saved":
+            self._states.save(self.task_id, self.epoch, event["state"])
         elif kind in ("finished", "failed", "stopped"):
             self._ended = event
 
-    def _say_not_started(self, error: HostError) -> None:
+    def _say_not_started(self, error: HostError | StateError) -> None:
         """A node without hosts is no fault of the task: it counts no crash, and another node is asked first."""
         if isinstance(error, NoHostError):
             self._reporter.say("Stopped", self.task_id, self.epoch, reason=str(error), steps=[], elsewhere=True)
             return
-        fault = simple("HostError", str(error))
+        fault = simple(type(error).__name__, str(error))
         self._reporter.say("Failed", self.task_id, self.epoch, error=fault, retryable=True)
 
     def _has_crashed(self, reason: str) -> bool:

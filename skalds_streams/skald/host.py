@@ -48,6 +48,8 @@ class RunSpec:
     epoch: int
     attachments: dict[str, Any] | None
     version: int
+    state: str | None = None
+    """What the last run saved, JSON text."""
 
     def frame(self) -> Frame:
         """The run frame."""
@@ -58,6 +60,7 @@ class RunSpec:
             "epoch": self.epoch,
             "attachments": self.attachments,
             "version": self.version,
+            "state": self.state,
         }
 
 

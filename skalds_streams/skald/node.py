@@ -31,6 +31,7 @@ from skalds_streams.skald.logs import TaskLogs
 from skalds_streams.skald.machine import host_name
 from skalds_streams.skald.reporter import Reporter
 from skalds_streams.skald.ring import LogFiles, file_name
+from skalds_streams.skald.states import States
 from skalds_streams.skald.supervisor import Supervisor
 from skalds_streams.topics import Topics
 from skalds_streams.version import __version__
@@ -55,6 +56,7 @@ class SkaldNode:
         client: Mapping[str, Any],
         view: ClusterView,
         sender: ReportSender,
+        states: States,
         identity: Identity,
         *,
         spawn: Spawn,
@@ -69,10 +71,12 @@ class SkaldNode:
         self.pool = pool_of(settings, identity, view, self.log_files)
         self.lease = Lease(settings.lease_ms, settings.beat_ms, self.pool.renew)
         self._reporter = Reporter(sender, skald_id=identity.skald_id, incarnation=identity.incarnation, now_ms=now_ms)
+        self._states = states
         self.supervisor = Supervisor(
             view,
             self.pool,
             self._reporter,
+            states,
             self.lease,
             skald_id=identity.skald_id,
             incarnation=identity.incarnation,
@@ -111,6 +115,7 @@ class SkaldNode:
         self.admission.begin()
         if self._settings.runs_workers:
             self._spawn("reporter", self._reporter.run())
+            self._spawn("states", self._states.run())
             self._spawn("supervisor", self.supervisor.run())
 
     async def _wait(self) -> None:

@@ -20,6 +20,7 @@ from skalds_streams.skald.actor import LAPSED, LEAVING, Actor
 from skalds_streams.skald.hosts import HostPool
 from skalds_streams.skald.lease import Lease
 from skalds_streams.skald.reporter import Reporter
+from skalds_streams.skald.states import TaskStates
 from skalds_streams.view.cluster import ClusterView
 from skalds_streams.worker.outcome import simple
 
@@ -39,6 +40,7 @@ class Supervisor:
         view: ClusterView,
         pool: HostPool,
         reporter: Reporter,
+        states: TaskStates,
         lease: Lease,
         *,
         skald_id: str,
@@ -47,7 +49,7 @@ class Supervisor:
     ) -> None:
         self._starts_at_once = starts_at_once
         self._lease = lease
-        self._view, self._pool, self._reporter = view, pool, reporter
+        self._view, self._pool, self._reporter, self._states = view, pool, reporter, states
         self._skald_id, self._incarnation = skald_id, incarnation
         self._actors: dict[str, Actor] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -149,6 +151,7 @@ class Supervisor:
             row,
             self._pool,
             self._reporter,
+            self._states,
             budgets=self._budgets,
             has_lapsed=lambda: self._lease.is_over,
             on_begun=lambda: self._begun(row.task_id),

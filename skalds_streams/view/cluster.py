@@ -102,6 +102,10 @@ class ClusterView:
         """Until all heartbeats are read that are there now."""
         await self._heartbeats.read_on()
 
+    async def read_rows(self) -> None:
+        """Until all rows are read that are there now."""
+        await self._changelog.read_on()
+
     async def run(self) -> None:
         """Read both logs until cancelled."""
         async with asyncio.TaskGroup() as group:

@@ -2,9 +2,10 @@
 
     from skalds_streams.worker import BaseTaskWorker, run_main_handler
 
-The SDK is `baseclass`; `registry` finds the classes of the user's modules, `installed` those of packages. The
-processes: `zygote` forks hosts, a `host` runs one worker, `run` is that worker's life, `stopper` interrupts it;
-`standalone` lives it in a terminal. They speak `frames` (blocking) and `channel` (asyncio) over sockets.
+The SDK is `baseclass`; `saving` checks what a worker saves; `registry` finds the classes of the user's modules,
+`installed` those of packages. The processes: `zygote` forks hosts, a `host` runs one worker, `run` is that worker's
+life, `stopper` interrupts it; `standalone` lives it in a terminal. They speak `frames` (blocking) and `channel`
+(asyncio) over sockets.
 """
 
 from skalds_streams.worker.baseclass import (

@@ -19,6 +19,7 @@ Order of a run: `initialize` → before → main → after → release. Every me
   refuses the update.
 - The class attributes without a value of the run's (`release_s` … `stall_s`) are options: they are checked when the
   class is loaded, and a wrong one makes it not loadable.
+- `self.save(state)` keeps what the next run shall find in `self.state`, when this one is restarted, moved or lost.
 
 What does not live here: finding classes (`registry`) and calling the methods (`run`).
 """
@@ -30,13 +31,14 @@ import logging
 import secrets
 import subprocess
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, ClassVar, Generic, NoReturn, Self, SupportsFloat, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel
 
 from skalds_streams.worker.children import Children, Command
 from skalds_streams.worker.gauges import Gauges
+from skalds_streams.worker.saving import Saving, encode_state
 from skalds_streams.worker.stall import StallWatch
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -90,12 +92,17 @@ class BaseTaskWorker(ABC, Generic[ModelT]):
     """The class's name."""
     epoch: int
     """Fencing token: greater at every placement of the task. Hand it to sinks that can refuse an older one."""
+    state: dict[str, Any] | None
+    """What the last run saved, None when there is nothing; there before `initialize`. `save` does not change it."""
     is_done: bool
     """True once the run was asked to stop, or main has returned."""
     logger: logging.LoggerAdapter[logging.Logger]
     """Writes to the task's log file. Records carry `task_id` and `epoch`."""
 
     _watch: StallWatch | None
+    _on_saved: Callable[[], object]
+    _saved: str | None
+    """The state that was saved last, as JSON: the host sends it."""
     _handlers: ClassVar[dict[str, str]] = {}
 
     def __new__(cls, *_args: object, **_kwargs: object) -> Self:
@@ -121,6 +128,18 @@ class BaseTaskWorker(ABC, Generic[ModelT]):
         """
         if self._watch is not None:
             self._watch.feed()
+
+    def save(self, state: Mapping[str, Any] | BaseModel) -> Saving:
+        """Keep this for the next run, instead of what was saved before: a dict that is JSON, or a pydantic model.
+
+        Returns at once, from any thread; an `async` method may write `await self.save(…)`. Within about a second the
+        state is with Kafka, and the last one is in any case before the run counts as ended. What a crash of the
+        process or of the machine can lose is that second. Raises TypeError for what is not JSON, ValueError
+        for more than 64 KiB.
+        """
+        self._saved = encode_state(state)
+        self._on_saved()
+        return Saving()
 
     @classmethod
     def get_data_model(cls) -> type[BaseModel]:
@@ -149,17 +168,28 @@ class BaseTaskWorker(ABC, Generic[ModelT]):
         standalone.main(cls, arguments)
 
     @classmethod
-    def _create(cls, task_id: str, *, epoch: int) -> Self:
+    def _create(
+        cls,
+        task_id: str,
+        *,
+        epoch: int,
+        state: dict[str, Any] | None = None,
+        on_saved: Callable[[], object] = lambda: None,
+    ) -> Self:
         """A worker that knows its task from the first line of its own __init__ on."""
         worker = cls.__new__(cls)
-        worker._bind(task_id, epoch=epoch)
+        worker._bind(task_id, epoch=epoch, state=state)
+        worker._on_saved = on_saved
         cls.__init__(worker)
         return worker
 
-    def _bind(self, task_id: str, *, epoch: int) -> None:
+    def _bind(self, task_id: str, *, epoch: int, state: dict[str, Any] | None = None) -> None:
         self.task_id = task_id
         self.task_type = type(self).__name__
         self.epoch = epoch
+        self.__dict__["state"] = state  # a class may have a property of that name, and keeps it
+        self._saved = None
+        self._on_saved = _nobody
         self.is_done = False
         self._gauges = Gauges()
         self._children = Children()
@@ -192,6 +222,10 @@ class BaseTaskWorker(ABC, Generic[ModelT]):
 def mock_task_id() -> str:
     """The id of a run that no task stands behind."""
     return f"MOCK_TASK_{secrets.token_hex(4)}"
+
+
+def _nobody() -> None:
+    """Outside of a host nobody is told of what is saved."""
 
 
 def run_before_handler(function: FunctionT) -> FunctionT:

@@ -8,6 +8,8 @@ The main thread runs user code; an I/O thread reads the socket; updates have a t
   holds the GIL for a lease ends, too.
 - When main makes no progress for longer than its class allows, the I/O thread takes the stacks down, and the skald
   stops the worker; a main that holds the GIL is ended by the kernel (`stall`).
+- What the worker saves goes out at once, then at most every SAVE_EVERY_S, the last state only, and before the last
+  frame. Whoever saves may be interrupted anywhere by a stop, so it only rings; the I/O thread sends.
 - Nothing is sent after the last frame, and no frame is ever cut by a stop.
 - The process ends by `os._exit`: threads that user code left behind do not keep it. What they started is killed by
   the reaper; what the main thread forked is killed by the kernel in the same moment.
@@ -25,6 +27,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from io import TextIOWrapper
@@ -40,6 +43,8 @@ from skalds_streams.worker.stopper import Stopper
 
 LOOK_S = 1.0
 """How often the I/O thread looks after a worker that is watched (`stall_s`), at least."""
+SAVE_EVERY_S = 1.0
+"""Time between two states that are sent of what a worker saves."""
 
 FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT}
 """Never blocked: faulthandler writes them down."""
@@ -58,6 +63,11 @@ class Host:
         self._run: Run | None = None
         self._timer: kernel.KillTimer | None = None
         self._output_fd = -1
+        self._saved_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._save_at = 0.0
+        self._save_waits = False
+        self._save_lock = threading.Lock()
+        self._state_sent: str | None = None
         self._forking = threading.local()
 
     def serve(self, registry: Registry) -> None:
@@ -84,11 +94,20 @@ class Host:
         mask_output(secrets.clean)
         if worker_class.stall_s > 0:
             self._watch = StallWatch(worker_class.stall_s, self._dump_fd)
-        self._run = Run(worker_class, frame, send=self.send, stopper=self._stopper, secrets=secrets, watch=self._watch)
+        self._run = Run(
+            worker_class,
+            frame,
+            send=self.send,
+            stopper=self._stopper,
+            secrets=secrets,
+            watch=self._watch,
+            on_saved=self._ring,
+        )
         threading.Thread(target=self._read, name="skald-io", daemon=True).start()
         last = self._run.execute()
         if last["op"] == "stopped" and self._stalled is not None:
             last = {"op": "failed", "error": self._stalled, "retryable": True}
+        self._send_saved()
         self.send(last, last=True)
 
     def send(self, frame: Frame, *, last: bool = False) -> None:
@@ -101,6 +120,27 @@ class Host:
                 send_frame(self._sock, frame)
             except OSError:
                 die()
+
+    def _ring(self) -> None:
+        """The worker has saved something. One system call, so that no stop can leave anything half done."""
+        os.eventfd_write(self._saved_fd, 1)
+
+    def _look_at_saved(self, *, has_news: bool) -> None:
+        """Send what is saved, if it is time."""
+        if has_news:
+            os.eventfd_read(self._saved_fd)
+            self._save_waits = True
+        if self._save_waits and time.monotonic() >= self._save_at:
+            self._save_waits, self._save_at = False, time.monotonic() + SAVE_EVERY_S
+            self._send_saved()
+
+    def _send_saved(self) -> None:
+        """Send what the worker saved last, if it is not sent yet. From the I/O thread, or when user code is over."""
+        with self._save_lock:
+            state = self._run.saved if self._run is not None else None
+            if state is not None and state != self._state_sent:
+                self._state_sent = state
+                self.send({"op": "saved", "state": state})
 
     def _renew(self, until_ms: int | None) -> None:
         """Live until then, in ms of CLOCK_BOOTTIME; None: without a lease."""
@@ -130,6 +170,7 @@ class Host:
                     self._run.update(frame)
                 elif frame["op"] == "stop":
                     self._stopper.request()
+                    self._send_saved()  # it may not end in time
                 elif frame["op"] == "lease":
                     self._renew(frame["until_ms"])
                     self.send({"op": "leased", "until_ms": frame["until_ms"]})
@@ -142,14 +183,20 @@ class Host:
             die()
 
     def _next_frame(self) -> tuple[Frame, list[int]] | None:
-        """Wait for it; meanwhile see to it that signals are handled."""
+        """Wait for it; meanwhile see to it that signals are handled, and that what the worker saves is sent."""
         poll = select.poll()
         poll.register(self._sock, select.POLLIN)
         poll.register(self._wakeup, select.POLLIN)
+        poll.register(self._saved_fd, select.POLLIN)
         ready: set[int] = set()
         while self._sock.fileno() not in ready:
-            pauses_s = [pause_s for pause_s in (self._stopper.nudge(), self._look_at_stall()) if pause_s is not None]
-            ready = {fd for fd, _ in poll.poll(1000 * min(pauses_s) if pauses_s else None)}
+            poll.modify(self._saved_fd, 0 if self._save_waits else select.POLLIN)
+            wait_s = max(self._save_at - time.monotonic(), 0) if self._save_waits else None
+            waits = [
+                seconds for seconds in (self._stopper.nudge(), self._look_at_stall(), wait_s) if seconds is not None
+            ]
+            ready = {fd for fd, _ in poll.poll(1000 * min(waits) if waits else None)}
+            self._look_at_saved(has_news=self._saved_fd in ready)
         return recv_frame(self._sock)
 
     def _look_at_stall(self) -> float | None:

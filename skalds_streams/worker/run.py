@@ -26,6 +26,7 @@ from skalds_streams.worker import memory, outcome
 from skalds_streams.worker.baseclass import AFTER, BEFORE, MAIN, RELEASE, UPDATE, BaseTaskWorker, NonRetryableError
 from skalds_streams.worker.frames import Frame
 from skalds_streams.worker.registry import WorkerClass
+from skalds_streams.worker.saving import decode_state
 from skalds_streams.worker.secrets import SecretPolicy, Secrets, UnresolvedSecretError
 from skalds_streams.worker.stall import StallWatch, awaited
 from skalds_streams.worker.stopper import REPEAT_MAX_S, Stopper, StopRun
@@ -48,14 +49,19 @@ class Run:
         stopper: Stopper,
         secrets: Secrets | None = None,
         watch: StallWatch | None = None,
+        on_saved: Callable[[], object] = lambda: None,
     ) -> None:
-        """watch: is told when main begins, makes progress and ends."""
+        """watch: is told when main begins, makes progress and ends. on_saved: called when the worker has saved
+        something, from any thread; `saved` has it.
+        """
         self._secrets = secrets or Secrets(SecretPolicy(), worker_class.secret)
+        self._on_saved = on_saved
         self._class = worker_class
         self._frame = frame
         self._send = send
         self._stopper = stopper
         self._watch = watch
+        self._state: dict[str, Any] | None = None
         self._worker: BaseTaskWorker[Any] | None = None
         self._runner: asyncio.Runner | None = None
         self._main_loop: asyncio.AbstractEventLoop | None = None
@@ -67,6 +73,11 @@ class Run:
 
     def execute(self) -> Frame:
         """Run it all. Main thread only."""
+        try:
+            self._state = self._former_state()
+        except (ValueError, TypeError) as error:
+            text = f"what the last run saved can't be read: {error}. `skalds-streams state` shows, sets or resets it"
+            return {"op": "failed", "error": outcome.simple("StateError", text), "retryable": False}
         try:
             data = self._validated(self._frame["attachments"])
         except UnresolvedSecretError as error:
@@ -83,6 +94,11 @@ class Run:
             self._worker._children.end()
             self._worker._gauges.flush()
         return last
+
+    @property
+    def saved(self) -> str | None:
+        """What the worker has saved last, as JSON text. May be read from any thread."""
+        return self._worker._saved if self._worker is not None else None
 
     def update(self, frame: Frame) -> None:
         """Take new parameters; answered by "applied" or "refused" once main has begun."""
@@ -102,6 +118,10 @@ class Run:
             except queue.Full:
                 with suppress(queue.Empty):
                     self._updates.get_nowait()
+
+    def _former_state(self) -> dict[str, Any] | None:
+        text = self._frame.get("state")
+        return None if text is None else decode_state(text)
 
     def _validated(self, attachments: dict[str, Any] | None) -> BaseModel:
         """With the values that references stand for. Raises UnresolvedSecretError, and what a model raises."""
@@ -157,7 +177,9 @@ class Run:
 
     def _construct(self) -> BaseTaskWorker[Any]:
         with self._stopper:
-            worker = self._class.worker_type._create(self._frame["task_id"], epoch=self._frame["epoch"])
+            worker = self._class.worker_type._create(
+                self._frame["task_id"], epoch=self._frame["epoch"], state=self._state, on_saved=self._on_saved
+            )
         self._worker = worker
         worker._gauges.attach(self._send)
         worker.is_done = self._stopper.requested

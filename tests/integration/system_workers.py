@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
 import time
 from pathlib import Path
@@ -163,3 +165,26 @@ class Stuck(BaseTaskWorker[OneShotParams]):
 
     def wait_for_a_frame(self) -> None:
         time.sleep(600)
+
+
+class SaverParams(BaseModel):
+    trace: str
+    """File to which every run appends "epoch pid found"."""
+
+
+class Saver(BaseTaskWorker[SaverParams]):
+    """Counts its runs in what it saves, and saves once more when it is released."""
+
+    def initialize(self, data: SaverParams) -> None:
+        self.runs = (self.state or {}).get("runs", 0) + 1
+        with Path(data.trace).open("a") as file:
+            file.write(f"{self.epoch} {os.getpid()} {json.dumps(self.state)}\n")
+
+    @run_main_handler
+    async def main(self) -> None:
+        await self.save({"runs": self.runs})
+        await asyncio.Event().wait()
+
+    @release_handler
+    def release(self) -> None:
+        self.save({"runs": self.runs, "released": True})

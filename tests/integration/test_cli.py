@@ -354,7 +354,7 @@ async def test_topics_check_and_create(system: System) -> None:
     assert "has 3 partitions, it must have 7" in said.err
     prefix = f"new{uuid.uuid4().hex[:6]}."
     said = await system.call("topics", "check", "-o", "json", SKALDS_TOPIC_PREFIX=prefix)
-    assert (said.code, said.doc["ok"], len(said.doc["missing"])) == (1, False, 8)
+    assert (said.code, said.doc["ok"], len(said.doc["missing"])) == (1, False, 9)
     said = await system.call("topics", "create", "-o", "json", SKALDS_TOPIC_PREFIX=prefix)
-    assert (said.code, len(said.doc["created"])) == (0, 8)
+    assert (said.code, len(said.doc["created"])) == (0, 9)
     assert (await system.call("topics", "check", SKALDS_TOPIC_PREFIX=prefix)).code == 0

@@ -56,10 +56,10 @@ async def test_settings_are_mended_and_nothing_else_is_touched(system: System) -
             ]
         )
         expected = {
-            f"{changelog}: cleanup.policy: delete → compact (rows would be deleted)",
+            f"{changelog}: cleanup.policy: delete → compact (what must be kept would be deleted)",
             f"{changelog}: max.message.bytes: 1048588 → {RECORD_BYTES} (a large record is refused)",
-            f"{changelog}: segment.bytes: 1073741824 → {SEGMENT_BYTES} (a journal reads more than it needs when it"
-            " opens)",
+            f"{changelog}: segment.bytes: 1073741824 → {SEGMENT_BYTES} (more is read than needed when it is read"
+            " from its beginning)",
             f"{assign}: retention.ms: 1000 → 604800000 (what is older can't be replayed)",
             f"{assign}: message.timestamp.type: CreateTime → LogAppendTime (order between topics follows the"
             " publishers' clocks)",
@@ -78,7 +78,7 @@ async def test_settings_are_mended_and_nothing_else_is_touched(system: System) -
         code, out, err = await call(system, "fix")
         assert (code, err) == (0, "")
         assert expected <= set(out.splitlines())
-        assert out.splitlines()[-1] == "mended: 8 topics"
+        assert out.splitlines()[-1] == "mended: 9 topics"
         now = await config(admin, assign)
         assert (now["retention.ms"], now["compression.type"]) == ("604800000", "zstd")
         assert (await config(admin, changelog))["cleanup.policy"] == "compact"

@@ -298,3 +298,52 @@ def test_finished_ends_it_and_an_assign_begins_anew() -> None:
 
 def test_reports_of_an_unknown_task_are_ignored() -> None:
     assert decide(None, events.Stopped("t", cause(), 1, "a1"), context()).row is None
+
+
+# -- which runs belong together
+
+
+def ended(row: Row, kind: type[Any], at_ms: int, **more: Any) -> Row:
+    return run(row, (report(kind, row, **more), context(at_ms)))
+
+
+def again(row: Row, at_ms: int) -> Row:
+    return run(row, (events.Assign("t", cause(at_ms)), context(at_ms)))
+
+
+def test_runs_belong_together_until_the_task_is_finished_or_given_up() -> None:
+    first = running()
+    assert (first.first_epoch, first.epoch) == (1, 1)
+    moved = ended(first, events.Lost, 7_000)
+    assert (moved.first_epoch, moved.epoch) == (1, 2), "the node was lost"
+    crashed = ended(first, events.Failed, 7_000, error=None, retryable=False)
+    assert (crashed.status, again(crashed, 8_000).first_epoch) == (Status.FAILED, 1), "to assign again is to try again"
+    finished = again(ended(first, events.Finished, 7_000), 8_000)
+    assert (finished.first_epoch, finished.epoch) == (2, 2)
+    asked = run(first, (events.Cancel("t", cause(7_000)), context(7_000)))
+    cancelled = again(ended(asked, events.Stopped, 7_500), 8_000)
+    assert (cancelled.first_epoch, cancelled.epoch) == (2, 2)
+
+
+def test_an_assign_before_the_end_of_a_cancelled_run_begins_anew_too() -> None:
+    asked = run(running(), (events.Cancel("t", cause(7_000)), context(7_000)))
+    row = again(asked, 8_000)
+    assert (row.epoch, row.first_epoch) == (1, 2), "the run that still ends is no part of it"
+    assert ended(row, events.Stopped, 9_000).epoch == 2
+
+
+def test_another_class_begins_anew() -> None:
+    spec = events.TaskSpec(class_name="Other")
+    row = run(running(), (events.Assign("t", cause(7_000), spec=spec), context(7_000)))
+    assert (row.epoch, row.first_epoch, ended(row, events.Stopped, 8_000).epoch) == (1, 2, 2)
+    same = events.TaskSpec(class_name="Cam", attachments={"fps": 1})
+    assert run(running(), (events.Assign("t", cause(7_000), spec=same), context(7_000))).first_epoch == 1
+
+
+def test_pause_keeps_runs_together_and_a_superseded_assign_changes_nothing() -> None:
+    paused = run(running(), (events.Assign("t", cause(9_000), then=Wanted.PAUSE), context(9_500)))
+    paused = ended(paused, events.Stopped, 9_600)
+    assert again(paused, 9_700).first_epoch == 1
+    asked = run(running(), (events.Cancel("t", cause(9_000)), context(9_000)))
+    cancelled = ended(asked, events.Stopped, 9_500)
+    assert again(cancelled, 8_000).first_epoch == 1

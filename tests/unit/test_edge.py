@@ -12,6 +12,7 @@ from skalds_streams.cli.edge import edge
 from skalds_streams.coordinator.task_source import TaskSource
 from skalds_streams.core.row import Row, Status
 from skalds_streams.edge.log import EPOCHS_A_LIFE, LocalLog, LocalView, next_epochs
+from skalds_streams.edge.states import LocalStates
 from skalds_streams.errors import ConfigError
 from skalds_streams.model.codec import Limits
 from skalds_streams.model.task_file import TaskFileError
@@ -188,3 +189,16 @@ def test_the_file_is_checked_without_running_anything(file: Path) -> None:
         1,
         f"{file}:3: TaskWorkers.a.classname: no field of a task; className is one",
     )
+
+
+@pytest.mark.anyio
+async def test_what_was_saved_is_for_the_runs_of_the_same_assign() -> None:
+    states = LocalStates("edge-1", lambda: 5)
+    states.save("t", 3, '{"page": 1}')
+    states.save("t", 3, '{"page": 2}')
+    states.save("t", 2, '{"page": 0}')
+    found = await states.find("t", 2)
+    assert found is not None
+    assert (found.text, found.seq) == ('{"page": 2}', 2)
+    assert await states.find("t", 4) is None
+    assert await states.find("t", 2) is None, "it is gone for good"

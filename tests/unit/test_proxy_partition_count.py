@@ -41,7 +41,7 @@ def test_one_topic_that_differs_was_changed() -> None:
     assert "KAFKA_TOPIC_PARTITIONS" not in said
 
 
-@pytest.mark.parametrize("name", [TOPICS.history, TOPICS.deadletter, TOPICS.heartbeat])
+@pytest.mark.parametrize("name", [TOPICS.history, TOPICS.deadletter, TOPICS.heartbeat, TOPICS.state])
 def test_a_topic_that_no_task_is_rebuilt_from_is_deleted_alone(name: str) -> None:
     said = said_at_start(SPECS, {**RIGHT, name: 9})
     assert said is not None

@@ -87,9 +87,10 @@ def test_an_error_names_the_command_and_a_warning_too() -> None:
         "topic task.cancel has message.timestamp.type=CreateTime, not LogAppendTime: order between topics follows the"
         " publishers' clocks (`skalds-streams topics fix` mends it)"
     ]
-    found[TOPICS.changelog] = right(SPECS[TOPICS.changelog], cleanup_policy="delete")
-    with pytest.raises(TopicError, match=r"must be compact: rows would be deleted\. Mend it with: skalds-streams"):
-        verify(list(SPECS.values()), found, 1)
+    for name in (TOPICS.changelog, TOPICS.state):
+        found = {**all_right(), name: right(SPECS[name], cleanup_policy="delete")}
+        with pytest.raises(TopicError, match=rf"{name} .*must be compact: what must be kept would be deleted\. Mend"):
+            verify(list(SPECS.values()), found, 1)
 
 
 def test_too_few_replicas_are_a_warning_and_a_persons_work() -> None:

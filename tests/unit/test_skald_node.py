@@ -31,9 +31,9 @@ class World:
         topics = Topics.named(app="x")
         self.view = ClusterView(topics, {}, agreed=settings.agreed)
         identity = Identity("a", "a1", -1, ("a0",))
-        sender = cast("Any", None)
+        sender = states = cast("Any", None)
         self.node = SkaldNode(
-            settings, topics, {}, self.view, sender, identity, spawn=nothing, now_ms=lambda: 0, on_fatal=nothing
+            settings, topics, {}, self.view, sender, states, identity, spawn=nothing, now_ms=lambda: 0, on_fatal=nothing
         )
         self.node._takes_part = True
         self._end = 0

@@ -12,7 +12,8 @@ from typing import Any, cast
 import pytest
 
 from skalds_streams.core.row import Holder, Row, Status, Wanted
-from skalds_streams.errors import HostError, NoHostError
+from skalds_streams.errors import HostError, NoHostError, StateError
+from skalds_streams.model.saved import Saved, StateKey
 from skalds_streams.skald import lease as lease_module
 from skalds_streams.skald import supervisor as supervisor_module
 from skalds_streams.skald.actor import LAPSED
@@ -37,6 +38,7 @@ async def until(condition: Callable[[], Any], what: str = "it happens") -> None:
 
 def row(task_id: str = "t", epoch: int = 1, *, held_by: str = "me", **more: Any) -> Row:
     values: dict[str, Any] = {"class_name": "Cam", "wanted": Wanted.RUN, "status": Status.ASSIGNING, **more}
+    values.setdefault("first_epoch", 1)
     return Row(task_id, holder=Holder("a", held_by, epoch), epoch=epoch, **values)
 
 
@@ -84,6 +86,37 @@ class FakeHost:
             self.ended.set_result(ExitInfo(0, reason))
 
 
+class FakeStates:
+    """What was saved, and what is looked for."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, Saved] = {}
+        self.asked: list[tuple[str, int]] = []
+        self.saved: list[tuple[str, int, str]] = []
+        self.may_find = asyncio.Event()
+        self.may_find.set()
+        self.find_error: StateError | None = None
+        self.written = asyncio.Event()
+        self.written.set()
+
+    async def find(self, task_id: str, first_epoch: int) -> Saved | None:
+        self.asked.append((task_id, first_epoch))
+        await self.may_find.wait()
+        if self.find_error is not None:
+            raise self.find_error
+        return self.found.get(task_id)
+
+    def save(self, task_id: str, epoch: int, text: str) -> None:
+        self.saved.append((task_id, epoch, text))
+
+    async def flush(self, task_id: str, timeout_s: float) -> bool:
+        await self.written.wait()
+        return True
+
+    def forget(self, task_id: str) -> None:
+        """There is nothing to forget."""
+
+
 class World:
     """A supervisor, a view without readers, a pool whose hosts do what the test says."""
 
@@ -98,10 +131,12 @@ class World:
         self.catalogue = SimpleNamespace(classes={"Cam": {"release_s": 20.0, "terminate_s": 3.0}})
         self.lease = Lease(600_000, 60_000)
         self.lease.renew(boottime_ms())
+        self.states = FakeStates()
         self.supervisor = Supervisor(
             self.view,
             cast("Any", self),
             cast("Any", self._reporter()),
+            cast("Any", self.states),
             self.lease,
             skald_id="a",
             incarnation="me",
@@ -502,3 +537,56 @@ def test_a_worker_that_is_stuck_in_its_start_holds_up_the_others_for_a_bounded_t
     assert not world.supervisor._starting, "each counted once"
     loop.dispose()
     assert loop.errors == []
+
+
+# -- what a run saves, and the next finds
+
+
+async def test_the_first_run_of_an_assign_looks_for_nothing_and_the_next_finds_what_was_saved(tmp_path: Path) -> None:
+    async with supervised(tmp_path) as world:
+        world.states.found["t"] = Saved(StateKey("t", 4), 7, 0, "a", '{"n":1}')
+        world.show(row(epoch=4, first_epoch=4))
+        host = await world.one_host()
+        assert (host.spec.state, world.states.asked) == (None, [])
+        host.say({"op": "saved", "state": '{"n":1}'})
+        host.end("signal 9 (SIGKILL)")
+        await until(lambda: world.said)
+        world.show(row(epoch=5, first_epoch=4))
+        await until(lambda: len(world.hosts) == 2)
+        assert world.hosts[1].spec.state == '{"n":1}'
+        assert (world.states.asked, world.states.saved) == ([("t", 4)], [("t", 4, '{"n":1}')])
+
+
+async def test_the_end_of_a_run_is_said_when_its_last_state_is_written(tmp_path: Path) -> None:
+    """Else the next run, on another skald, could begin before it is there."""
+    async with supervised(tmp_path) as world:
+        world.show(row())
+        host = await world.one_host()
+        world.states.written.clear()
+        host.say({"op": "saved", "state": "{}"})
+        host.say({"op": "finished"})
+        host.end()
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert world.said == []
+        world.states.written.set()
+        await until(lambda: world.said == [("Finished", "t", 1)])
+
+
+async def test_a_stop_does_not_wait_for_a_state_that_is_still_looked_for(tmp_path: Path) -> None:
+    async with supervised(tmp_path) as world:
+        world.states.may_find.clear()
+        world.show(row(epoch=2))
+        await until(lambda: world.states.asked)
+        world.show(row(epoch=2, wanted=Wanted.CANCEL))
+        await until(lambda: world.said)
+        assert (world.said, world.hosts) == ([("Stopped", "t", 2)], [])
+
+
+async def test_a_state_that_can_not_be_read_runs_nothing_without_it(tmp_path: Path) -> None:
+    async with supervised(tmp_path) as world:
+        world.states.find_error = StateError("task.state/0@7 has format 2; this version knows 1 and older")
+        world.show(row(epoch=2))
+        await until(lambda: world.said)
+        assert (world.said, world.hosts) == ([("Failed", "t", 2)], [])
+        assert (world.details[0]["error"]["type"], world.details[0]["retryable"]) == ("StateError", True)

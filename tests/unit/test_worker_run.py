@@ -47,7 +47,12 @@ class Stage:
         self.stopper = Stopper()
         self.run: Run | None = None
 
-    def play(self, worker_type: type[BaseTaskWorker[Any]], attachments: dict[str, Any] | None = None) -> Frame:
+    def play(
+        self,
+        worker_type: type[BaseTaskWorker[Any]],
+        attachments: dict[str, Any] | None = None,
+        state: str | None = None,
+    ) -> Frame:
         model = worker_type.get_data_model()
         described = WorkerClass(
             worker_type=worker_type,
@@ -57,7 +62,7 @@ class Stage:
             release_s=5.0,
             terminate_s=2.0,
         )
-        frame = {"task_id": "t1", "epoch": 3, "attachments": attachments, "version": 1}
+        frame = {"task_id": "t1", "epoch": 3, "attachments": attachments, "version": 1, "state": state}
         self.run = Run(described, frame, send=self._send, stopper=self.stopper)
         return self.run.execute()
 
@@ -511,3 +516,36 @@ def test_a_signal_that_interrupted_nothing_is_sent_again(monkeypatch: pytest.Mon
 
     assert stopper.nudge() is None
     assert sent == [STOP_SIGNAL] * 3
+
+
+# -- what is saved
+
+
+class Resumes(BaseTaskWorker[Params]):
+    found: Any = "never set"
+
+    def initialize(self, data: Params) -> None:
+        type(self).found = self.state
+
+    @run_main_handler
+    def main(self) -> None:
+        self.save({"n": 1})
+
+    @release_handler
+    def release(self) -> None:
+        self.save({"n": 2})
+
+
+def test_what_the_last_run_saved_is_there_before_initialize_and_what_release_saves_counts(stage: Stage) -> None:
+    assert stage.play(Resumes, state='{"n":7}') == {"op": "finished"}
+    assert (Resumes.found, stage.run.saved if stage.run else None) == ({"n": 7}, '{"n":2}')
+    stage.play(Resumes)
+    assert Resumes.found is None
+
+
+@pytest.mark.parametrize("text", ["[1]", "{", "null"])
+def test_a_state_that_is_none_fails_the_run_with_what_to_do(stage: Stage, text: str) -> None:
+    Resumes.found = "never set"
+    last = stage.play(Resumes, state=text)
+    assert (last["op"], last["retryable"], Resumes.found) == ("failed", False, "never set")
+    assert "skalds-streams state" in last["error"]["message"]

@@ -93,6 +93,29 @@ class NoRedis:
         """There is nothing to do."""
 
 
+class NoStates:
+    """StateReader: the modelled workers save nothing."""
+
+    def __init__(self, *args: object) -> None:
+        """There is nothing to keep."""
+
+    async def run(self) -> None:
+        """Nobody asks."""
+
+    async def find(self, task_id: str, first_epoch: int) -> None:
+        """Nothing was saved."""
+
+
+class NoSweeper:
+    """StateSweeper: there is nothing to delete."""
+
+    def __init__(self, *args: object, **options: object) -> None:
+        """There is nothing to keep."""
+
+    async def run(self) -> None:
+        """There is nothing to do."""
+
+
 class NoWatch:
     """Nobody adds partitions to a modelled topic."""
 
@@ -135,6 +158,8 @@ def _exchanged(message_bytes: int) -> list[tuple[Any, str, Any]]:
         (node, "renewed", lambda identity: HERE.get().renewed(identity)),
         (runtime, "ensure_topics", _ensure_topics),
         (runtime, "PartitionWatch", NoWatch),
+        (runtime, "StateReader", NoStates),
+        (runtime, "StateSweeper", NoSweeper),
         (runtime, "tune_consumers", _nothing),
         (node, "HostPool", lambda **options: HERE.get().new_pool()),
         (runtime, "RedisProjection", NoRedis),
