@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -29,6 +30,11 @@ SILENT = frozenset({LEAVING, LAPSED})
 of this incarnation, or the first of the next."""
 SILENT_FLUSH_S = 2.0
 """How long a skald that leaves or has lapsed waits for the last state of a worker: it may be that no broker answers."""
+
+SAME_SIGTERM_S = 1.0
+"""Who stops a service may send SIGTERM to all its processes at once, as systemd does: a worker that ended by one has
+this time to be one of a node that leaves. Else it was somebody else's signal, and a crash.
+"""
 
 log = structlog.get_logger(__name__)
 
@@ -170,6 +176,10 @@ class Actor:
         if self._version != started_with:
             await self._send(self._host)
         exit_info = await self._until_ended(self._host)
+        if (self._ended or {}).get("op") == "stopped" and self._stop_reason is None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(SAME_SIGTERM_S):
+                    await self._stop_asked.wait()
         await self._flush()
         self._say_end(exit_info, await self._host.last_lines() if self._has_crashed(exit_info.reason) else ())
 

@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from skalds_streams.devcluster import DevCluster
+from skalds_streams.testing.chaos import processes
 from tests.integration.system import Node, System, system_of, until
 
 pytestmark = [pytest.mark.integration, pytest.mark.anyio]
@@ -122,11 +123,16 @@ async def test_without_the_broker_workers_end_with_their_lease_and_run_again_whe
 async def test_after_a_restart_in_order_every_task_is_where_it_was(system: System, tmp_path: Path) -> None:
     first, second = await two_nodes(system)
     task_id, _ = await running_at(system, "a", tmp_path)
-    assert await first.stop() == 0
+    service = first.process
+    assert service is not None
+    processes.send([item.pid for item in processes.family(service.pid)], signal.SIGTERM)  # all of it, as systemd does
+    await until(lambda: service.poll() is not None, "it has ended")
+    assert service.returncode == 0
     row = await system.status(task_id, "Assigning", second, holder=None)
     assert row["waiting"] == {"a": "is expected back"}
     first.start()
-    await system.status(task_id, "Running", second, skald="a", epoch=2)
+    row = await system.status(task_id, "Running", second, skald="a", epoch=2)
+    assert row["attempt"] == 0, "its worker was stopped with its node"
 
 
 async def test_a_drained_node_hands_its_tasks_over_and_takes_no_more(system: System, tmp_path: Path) -> None:

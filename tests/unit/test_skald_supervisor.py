@@ -14,6 +14,7 @@ import pytest
 from skalds_streams.core.row import Holder, Row, Status, Wanted
 from skalds_streams.errors import HostError, NoHostError, StateError
 from skalds_streams.model.saved import Saved, StateKey
+from skalds_streams.skald import actor
 from skalds_streams.skald import lease as lease_module
 from skalds_streams.skald import supervisor as supervisor_module
 from skalds_streams.skald.actor import LAPSED
@@ -240,7 +241,8 @@ async def test_a_worker_that_is_stuck_when_its_task_is_cancelled_is_stopped(tmp_
         await until(lambda: ("Stopped", "t", 1) in world.said, "the end is said")
 
 
-async def test_a_worker_that_somebody_else_stopped_says_so(tmp_path: Path) -> None:
+async def test_a_worker_that_somebody_else_stopped_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(actor, "SAME_SIGTERM_S", 0)
     async with supervised(tmp_path) as world:
         world.show(row())
         host = await world.one_host()
@@ -249,6 +251,16 @@ async def test_a_worker_that_somebody_else_stopped_says_so(tmp_path: Path) -> No
         await until(lambda: ("Failed", "t", 1) in world.said, "the end is said")
         assert (world.details[-1]["error"]["reason"], world.details[-1]["retryable"]) == ("signal", True)
         assert "SIGTERM" in world.details[-1]["error"]["message"]
+
+
+async def test_a_worker_that_was_stopped_with_its_node_has_not_crashed(tmp_path: Path) -> None:
+    async with supervised(tmp_path) as world:
+        world.show(row())
+        host = await world.one_host()
+        host.say({"op": "stopped"})
+        host.end()
+        await world.supervisor.close()
+        assert world.said == []
 
 
 async def test_a_stop_that_comes_before_there_is_a_host_runs_nothing(tmp_path: Path) -> None:
