@@ -22,6 +22,7 @@ from skalds_streams.core import events as core_events
 from skalds_streams.core.decide import Context, decide
 from skalds_streams.core.placement import Choice
 from skalds_streams.core.row import NO_CAUSE, Holder, Row, Status, Wanted
+from skalds_streams.edge.states import LocalStates
 from skalds_streams.errors import HostError
 from skalds_streams.skald import host as host_module
 from skalds_streams.skald.exits import RAN_OUT, REAPER_KILLED, STUCK_WITH_GIL, ZYGOTE_LOST, error_of
@@ -608,6 +609,7 @@ async def test_a_lost_zygote_costs_a_task_none_of_its_restarts(tmp_path: Path) -
             view,
             pool,
             cast("Reporter", SimpleNamespace(say=say)),
+            LocalStates("a", lambda: 0),
             lease,
             skald_id="a",
             incarnation="a1",
