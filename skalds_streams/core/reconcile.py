@@ -103,9 +103,9 @@ def reconcile(
 
 
 def _kept(row: Row, ours: Row | None, run: Run) -> Action | None:
-    """A worker that ran on: adopt it, or end it when another skald has the task, or the task is of another class or has
-    other parameters now: should the worker refuse those, no row would know any more what it runs with. Else wait for
-    the row to say.
+    """A worker that ran on: adopt it, or end it when another skald has the task, or is to have it, or the task is of
+    another class or has other parameters now: should the worker refuse those, no row would know any more what it runs
+    with. Else wait for the row to say.
     """
     if row.class_name != run.class_name:
         return Stop(row.task_id, run.epoch, "another class")
@@ -115,6 +115,8 @@ def _kept(row: Row, ours: Row | None, run: Run) -> Action | None:
         return Stop(row.task_id, run.epoch, row.wanted.value)
     if row.holder is not None and row.holder.skald_id != run.kept_by:
         return Stop(row.task_id, run.epoch, f"held by {row.holder.skald_id}")
+    if row.recipient not in (None, run.kept_by):
+        return Stop(row.task_id, run.epoch, f"recipient is {row.recipient}")
     return None
 
 

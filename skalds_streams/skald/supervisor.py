@@ -69,8 +69,15 @@ class Supervisor:
 
     @property
     def kept(self) -> list[str]:
-        """Ids of the tasks that run on here although their rows do not say so."""
-        return sorted(task_id for task_id, actor in self._actors.items() if actor.is_kept)
+        """Ids of the tasks that run on here although their rows do not say so, and may."""
+        return sorted(
+            task_id for task_id, actor in self._actors.items() if actor.is_kept and not self._is_to_stop(task_id, actor)
+        )
+
+    def _is_to_stop(self, task_id: str, actor: Actor) -> bool:
+        run = actor.as_run
+        action = reconcile_task(task_id, self._view.rows.get(task_id), run, 0, self._incarnation)
+        return run.stopping or isinstance(action, Stop)
 
     @property
     def stop_most_s(self) -> float:

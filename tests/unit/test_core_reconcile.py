@@ -73,3 +73,10 @@ def test_a_run_without_a_lease_is_adopted_only_with_the_parameters_that_its_row_
     assert reconcile_task("t", replace(refused, attachments_version=3), kept, 0, "a1") == Stop(
         "t", 2, "other parameters"
     )
+
+
+def test_a_run_without_a_lease_ends_when_its_task_is_for_another_skald() -> None:
+    kept = Run(2, 2, 2, kept_by="a", class_name="Cam")
+    waiting = replace(ROW, holder=None, recipient="b")
+    assert reconcile_task("t", waiting, kept, 0, "a1") == Stop("t", 2, "recipient is b")
+    assert reconcile_task("t", replace(waiting, recipient="a"), kept, 0, "a1") is None

@@ -43,6 +43,8 @@ class Roll:
         """Skald id → the process that was drained, by the name that all its incarnations begin with."""
         self._drains: dict[str, list[list[int]]] = {}
         """Skald id → [first offset, first offset beyond] of each drain."""
+        self._ran_on: dict[str, list[tuple[int, frozenset[str]]]] = {}
+        """Incarnation → (offset, what it said runs on there without a lease) of each whole heartbeat."""
 
     def take(self, offset: int, value: bytes) -> None:
         """The next record."""
@@ -63,6 +65,8 @@ class Roll:
         if doc["n"] > self._numbers.get(incarnation, 0):
             self._numbers[incarnation] = doc["n"]
             self._count(incarnation, offset)
+        if "kept" in doc:
+            self._ran_on.setdefault(incarnation, []).append((offset, frozenset(doc["kept"])))
         for former in doc.get("replaces") or ():
             self._bury(former, offset)
         self._place(incarnation, skald_id, doc.get("state"), offset)
@@ -121,6 +125,11 @@ class Roll:
     def was_drained(self, skald_id: str, seen: int) -> bool:
         """The same of its drain."""
         return any(begin <= seen < end for begin, end in self._drains.get(skald_id, ()))
+
+    def ran_on(self, incarnation: str, task_id: str, seen: int) -> bool:
+        """Whether it had said so of this task last."""
+        said = [tasks for offset, tasks in self._ran_on.get(incarnation, ()) if offset <= seen]
+        return bool(said) and task_id in said[-1]
 
     def was_dead(self, incarnation: str, seen: int) -> bool:
         """The same of its death."""

@@ -105,7 +105,8 @@ class Placements(Rule):
         holder = after.holder
         if self._roll.was_dead(holder.incarnation, holder.seen):
             raise ViolationError("death is final", f"{after.task_id} is placed on {holder.incarnation}")
-        if self._roll.was_drained(holder.skald_id, holder.seen) and after.class_name != KEEP:
+        ran_on = self._roll.ran_on(holder.incarnation, after.task_id, holder.seen)
+        if self._roll.was_drained(holder.skald_id, holder.seen) and not ran_on:
             raise ViolationError("drain", f"{after.task_id} is placed on {holder.skald_id}, which is drained")
         last = None if before is None else _last_skald(before)
         if last in (None, holder.skald_id) or after.recipient not in (None, last):
