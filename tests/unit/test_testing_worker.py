@@ -11,9 +11,11 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from pydantic import BaseModel, Field, SecretStr
 
@@ -25,7 +27,6 @@ from skalds_streams.testing.worker import (
     Running,
     Stopped,
     WorkerEnded,
-    WorkerEnv,
     memory,
     worker_env,
 )
@@ -87,9 +88,6 @@ class Cam(BaseTaskWorker[Params]):
 class Blocking(BaseTaskWorker[Params]):
     """The same, with a main that is no coroutine."""
 
-    release_s = 0.2
-    terminate_s = 0.2
-
     def initialize(self, data: Params) -> None:
         self.params = data
         self.frame = (self.state or {}).get("frame", 0)
@@ -113,8 +111,6 @@ class Blocking(BaseTaskWorker[Params]):
     @release_handler
     def release(self) -> None:
         self.save({"frame": self.frame, "released": True})
-        while self.params.fail == "release":
-            time.sleep(WAIT_S)
 
 
 KINDS = [Cam, Blocking]
@@ -124,18 +120,20 @@ def threads() -> set[str]:
     return {thread.name for thread in threading.enumerate() if not thread.name.startswith("asyncio")}
 
 
+def open_fds() -> set[str]:
+    return {f"{entry.name} {entry.readlink()}" for entry in Path("/proc/self/fd").iterdir() if entry.exists()}
+
+
 @pytest.fixture(autouse=True)
-def nothing_is_left() -> Iterator[None]:
+async def nothing_is_left(anyio_backend: str) -> AsyncIterator[None]:
     """Threads and descriptors are the same after each test as before, and no process is left."""
-    fds, before = len(os.listdir("/proc/self/fd")), threads()
+    before, fds = threads(), open_fds()
     yield
-    give_up_at = time.monotonic() + WAIT_S
-    while threads() - before and time.monotonic() < give_up_at:
-        time.sleep(0.01)
-    assert threads() - before == set()
-    assert len(os.listdir("/proc/self/fd")) <= fds + 4  # the loop of the test is closed after this
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    async with asyncio.timeout(WAIT_S):
+        while threads() - before:  # noqa: ASYNC110  # threads have no event
+            await asyncio.sleep(0.01)
+    assert open_fds() == fds
+    assert psutil.Process().children() == []
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -324,7 +322,15 @@ async def test_a_worker_that_hangs_in_its_release_is_ended_within_its_budget() -
 
 
 async def test_one_that_hangs_in_another_process_is_killed() -> None:
-    async with worker_env(Blocking, {"fail": "release"}) as env:
+    class Hanging(Blocking):
+        release_s = terminate_s = 0.2
+
+        @release_handler
+        def hang(self) -> None:
+            while True:
+                time.sleep(WAIT_S)
+
+    async with worker_env(Hanging) as env:
         await env.running()
         assert await env.cancel() == Stopped(1, "cancel", ("SIGTERM after 0.2 s", "SIGKILL after 0.2 s"))
 
@@ -442,6 +448,16 @@ def test_a_class_that_can_not_run_is_told_at_once() -> None:
 
     with pytest.raises(NotLoadable, match="run_main_handler"):
         worker_env(NoMain)
+    with pytest.raises(ValueError, match="not async"):
+        worker_env(Blocking, process=False)
+
+
+async def test_a_worker_that_is_async_in_a_process_of_its_own() -> None:
+    async with worker_env(Cam, {"fps": 1000}, process=True) as env:
+        await env.run_until(lambda: env.saved)
+        assert await env.pause() == Stopped(1, "pause")
+        with pytest.raises(RuntimeError, match="process of its own"):
+            _ = env.worker
 
 
 async def test_the_test_s_process_stays_as_it_was() -> None:
@@ -456,18 +472,18 @@ async def test_the_test_s_process_stays_as_it_was() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_a_test_left_running_is_killed(kind: type[BaseTaskWorker[Params]]) -> None:
-    made: list[WorkerEnv[Any]] = []
-
-    async def careless() -> None:
-        env = worker_env(kind)
-        made.append(env)
-        await env.running()
-
+@pytest.mark.parametrize("begun", [True, False])
+def test_what_a_test_left_running_is_killed(kind: type[BaseTaskWorker[Params]], begun: bool) -> None:
+    env = worker_env(kind)
     loop = asyncio.new_event_loop()
-    loop.run_until_complete(careless())
-    made[0].abandon()
-    for task in asyncio.all_tasks(loop):
-        task.cancel()
-    loop.run_until_complete(asyncio.sleep(0.1))
+    loop.run_until_complete(env.running() if begun else env.start())
+    env.abandon()
     loop.close()
+    assert not any(isinstance(report, Finished) for report in env.reports)
+
+
+def test_a_loop_that_ends_ends_the_worker() -> None:
+    for kind in KINDS:
+        env = worker_env(kind)
+        asyncio.run(env.running())
+        env.abandon()

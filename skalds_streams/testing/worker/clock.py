@@ -152,6 +152,13 @@ class VirtualClock(RealClock):
             await self.wait_for_news()
         return True
 
+    def disturb(self) -> None:
+        """The worker has been told something: it goes on, and may wait for something else, before time does."""
+        with self._lock:
+            self._number += 1
+        self._paused = None
+        self._wake()
+
     def kill(self) -> None:
         """As soon as the worker waits, or goes on after it has, it ends."""
         self.killed = True

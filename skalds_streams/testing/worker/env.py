@@ -78,7 +78,12 @@ class WorkerEnv(Generic[WorkerT]):
         """
         self._described = check(worker_type)
         main = getattr(worker_type, worker_type._handlers[MAIN])
-        self.in_process = not inspect.iscoroutinefunction(main) if process is None else process
+        is_async = inspect.iscoroutinefunction(main)
+        if process is False and not is_async:
+            raise ValueError(
+                f"the main of {worker_type.__name__} is not async: it can't be stopped outside of a process"
+            )
+        self.in_process = process or not is_async
         """Whether the worker is in a process of its own."""
         self.epoch = 0
         """Of the present run, or the last."""
@@ -260,12 +265,18 @@ class WorkerEnv(Generic[WorkerT]):
         self._let_go()
 
     def abandon(self) -> None:
-        """Kill what runs, for a test whose loop does not run any more."""
+        """Kill what runs, from outside of its loop, which may be closed."""
+        task = self._task
+        if task is not None and not task.done():
+            loop = task.get_loop()
+            if not (loop.is_closed() or loop.is_running()):
+                task.cancel()
+                loop.run_until_complete(asyncio.wait({task}))
         if isinstance(self._host, MemoryHost):
             self._host.abandon()
         elif self._nursery is not None:
             self._nursery.abandon()
-        self._log.close()
+        self._let_go()
 
     async def __aenter__(self) -> Self:
         return await self.start()

@@ -13,7 +13,6 @@ import ctypes
 import os
 import signal
 import threading
-import time
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import wait
 from contextlib import suppress
@@ -158,7 +157,7 @@ class MemoryHost:
         self._save_waits, self._save_at = False, clock.now
         """When what waits is due, or the next may go."""
         self._stopper = ThreadStopper()
-        self._burial: asyncio.Task[None] | None = None
+        self._later: list[asyncio.TimerHandle] = []
         self.run = MemoryRun(
             described,
             spec.frame(),
@@ -191,11 +190,11 @@ class MemoryHost:
 
     async def stop(self, _reason: str, *, release_s: float, terminate_s: float) -> ExitInfo:
         """As `Host.stop`; the budgets are virtual seconds while it waits, real ones while it is busy."""
-        self._stopper.request()
+        self._request()
         self._send_saved()
         if not await self._ends_within(release_s):
             self.steps.append(f"SIGTERM after {release_s:g} s")
-            self._stopper.request()
+            self._request()
             if not await self._ends_within(terminate_s):
                 self.steps.append(f"SIGKILL after {terminate_s:g} s")
                 self.kill()
@@ -209,8 +208,11 @@ class MemoryHost:
         """As SIGKILL."""
         self._close()
         self._clock.kill()
-        if self._burial is None and not self._ended.done() and not self._loop.is_closed():
-            self._burial = self._loop.create_task(self._until_gone())
+        if not (self._ended.done() or self._loop.is_closed()):  # its thread says when it is gone
+            self._later += [
+                self._loop.call_later(END_S, self._interrupt),
+                self._loop.call_later(2 * END_S, self._end, ExitInfo.of(signal.SIGKILL)),
+            ]
 
     def abandon(self) -> None:
         """Kill it, for a test whose loop does not run any more."""
@@ -222,23 +224,20 @@ class MemoryHost:
             self._thread.join(END_S)
         self.run.bury()
 
+    def _request(self) -> None:
+        self._stopper.request()
+        self._clock.disturb()
+
     async def _ends_within(self, seconds: float) -> bool:
         return await self._clock.drive(self._ended.done, seconds, busy_most_s=max(seconds, BUSY_LEAST_S))
-
-    async def _until_gone(self) -> None:
-        for interrupt in (False, True):
-            if interrupt:
-                self._interrupt()
-            give_up_at = time.monotonic() + END_S
-            while self._thread.is_alive() and time.monotonic() < give_up_at:
-                await self._clock.wait_for_news()
-        self._end(ExitInfo.of(signal.SIGKILL))
 
     def _interrupt(self) -> None:
         if self._thread.is_alive() and self._thread.ident is not None:
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread.ident), ctypes.py_object(Killed))
 
     def _end(self, info: ExitInfo) -> None:
+        for handle in self._later:
+            handle.cancel()
         if not self._ended.done():
             self._ended.set_result(info)
         self._clock.tell()

@@ -120,22 +120,27 @@ class Nursery:
         try:
             async with asyncio.timeout(START_S):
                 self._host = host = await asyncio.shield(self._made)
-        except TimeoutError:
-            raise HostError(f"no process for the worker in {START_S:g} s") from None
+        except BaseException as error:
+            self.abandon()
+            if isinstance(error, TimeoutError):
+                raise HostError(f"no process for the worker in {START_S:g} s") from None
+            raise
         if not host.begin(spec, on_event, None, output):  # type: ignore[arg-type]  # an Output has what it asks for
             raise HostError("the worker's process ended before it ran anything")
         return host
 
     def abandon(self) -> None:
-        """End it, for a test whose loop does not run any more. Its reaper is waited for."""
-        if self._host is None or not self._host.ended:
-            with suppress(ProcessLookupError, ChildProcessError):
-                os.kill(self._reaper, 0)
-                if self._host is not None:
-                    self._host.kill()
-                for sock in self._ours:
-                    sock.close()
-                os.waitpid(self._reaper, 0)
+        """End it here and now, without a loop, and wait for its reaper."""
+        if self._host is not None and self._host.ended:
+            return
+        if self._host is not None:
+            self._host.kill()
+        else:
+            self._sock.close()  # the end of the stream ends a host that has not begun
+            with suppress(RuntimeError):  # its loop is closed
+                self._channel.close()
+        with suppress(ChildProcessError):
+            os.waitpid(self._reaper, 0)
 
     def _on_frame(self, frame: Frame) -> None:
         if frame["op"] == "spawned":
