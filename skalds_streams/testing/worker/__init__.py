@@ -8,8 +8,8 @@
 A worker whose main is `async def` runs in the test's process on virtual time (`memory`, `clock`), any other in a
 process of its own that is forked from the test's (`process`). What a node does is done by its own code: the run
 (`worker.run`), its budgets and reports (`skald.actor`), the host's process (`worker.host`, `worker.reaper`). `env` has
-the handle, `blocking` the same for tests without a loop, `reports` what a run says. The pytest fixtures are in
-`skalds_streams.testing.plugin`; docs/testing.md is the manual.
+the handle, `blocking` the same for tests without a loop, `reports` what a run says, `node` what an actor asks of its
+node. The pytest fixtures are in `skalds_streams.testing.plugin`; docs/testing.md is the manual.
 """
 
 from skalds_streams.testing.worker.blocking import BlockingEnv

@@ -6,6 +6,7 @@ import asyncio
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast
 
@@ -13,14 +14,13 @@ from pydantic import BaseModel
 
 from skalds_streams.core.patch import merge_patch
 from skalds_streams.core.row import Row
-from skalds_streams.settings import Settings
 from skalds_streams.skald.actor import LAPSED, Actor
 from skalds_streams.skald.host import Host, RunSpec
 from skalds_streams.skald.hosts import HostPool
 from skalds_streams.skald.reporter import Reporter
 from skalds_streams.testing.worker.clock import DRIVE_MOST_S, RealClock, VirtualClock
-from skalds_streams.testing.worker.keeping import LogLines, SavedStates
 from skalds_streams.testing.worker.memory import MemoryHost
+from skalds_streams.testing.worker.node import LogLines, Pool, ReportsTaken, SavedStates, default_policy
 from skalds_streams.testing.worker.process import Nursery, Output
 from skalds_streams.testing.worker.reports import (
     Applied,
@@ -30,7 +30,7 @@ from skalds_streams.testing.worker.reports import (
     Report,
     Running,
     Stopped,
-    report_of,
+    told,
 )
 from skalds_streams.worker.baseclass import MAIN, BaseTaskWorker
 from skalds_streams.worker.frames import Frame
@@ -40,7 +40,6 @@ from skalds_streams.worker.secrets import SecretPolicy
 if TYPE_CHECKING:
     from skalds_streams.testing.worker.blocking import BlockingEnv
 
-TOLD_LINES = 20
 TASK_ID = "test-task"
 
 WorkerT = TypeVar("WorkerT", bound=BaseTaskWorker[Any])
@@ -80,9 +79,7 @@ class WorkerEnv(Generic[WorkerT]):
         main = getattr(worker_type, worker_type._handlers[MAIN])
         is_async = inspect.iscoroutinefunction(main)
         if process is False and not is_async:
-            raise ValueError(
-                f"the main of {worker_type.__name__} is not async: it can't be stopped outside of a process"
-            )
+            raise ValueError(f"main of {worker_type.__name__} is not async: it needs a process, to be stopped")
         self.in_process = process or not is_async
         """Whether the worker is in a process of its own."""
         self.epoch = 0
@@ -91,14 +88,9 @@ class WorkerEnv(Generic[WorkerT]):
         """What the runs have said, in order."""
         self._states = SavedStates()
         self._log = LogLines(worker_type.__name__, task_id)
-        self._policy = secrets or _policy_of_a_node()
-        self._row = Row(
-            task_id,
-            class_name=worker_type.__name__,
-            first_epoch=1,
-            attachments=dict(params or {}),
-            attachments_version=1,
-        )
+        self._policy = secrets or default_policy()
+        document, name = dict(params or {}), worker_type.__name__
+        self._row = Row(task_id, name, first_epoch=1, attachments=document, attachments_version=1)
         if state is not None:
             self.epoch = 1
             self._states.set(task_id, 1, state)
@@ -168,22 +160,20 @@ class WorkerEnv(Generic[WorkerT]):
         return self._end()
 
     async def run_until(self, condition: Callable[[], FoundT | None], within_s: float | None = None) -> FoundT:
-        """Let the worker go on until `condition()` is true; what it gave. within_s: of the worker's time; None: a
-        minute of the test's.
+        """Let the worker go on until `condition()` is true; what it gave. It is asked from when main has begun, or the
+        run has ended. within_s: of the worker's time; None: a minute of the test's.
 
         Raises WorkerEnded when the run ends before, or the time is over.
         """
         await self.start()
-        found = condition()
+        found: FoundT | None = None
 
         def look() -> object:
             nonlocal found
-            found = condition()
+            found = condition() if self._last(Running) or self.is_over else None
             return found or self.is_over
 
-        if not found:
-            await self._drive(look, within_s)
-            found = found or condition()
+        await self._drive(look, within_s)
         if not found:
             raise WorkerEnded(self._told(within_s))
         return found
@@ -314,8 +304,8 @@ class WorkerEnv(Generic[WorkerT]):
         budgets = (self._described.release_s, self._described.terminate_s)
         self._actor = Actor(
             replace(self._row, epoch=self.epoch),
-            cast("HostPool", _Pool(self._make_host)),
-            cast("Reporter", _Reporter(self._take)),
+            cast("HostPool", Pool(self._make_host)),
+            cast("Reporter", ReportsTaken(self._take)),
             self._states,
             budgets=lambda _class: budgets,
         )
@@ -330,19 +320,16 @@ class WorkerEnv(Generic[WorkerT]):
         output = Output(self._log.lines.append)
         try:
             self._nursery = Nursery(self._described, self._policy)
-            self._host = await self._nursery.start(spec, self._heard(on_event), output)
+            self._host = await self._nursery.start(spec, partial(self._hear, on_event), output)
         except BaseException:
             output.close()
             raise
         return self._host
 
-    def _heard(self, on_event: Callable[[Frame], None]) -> Callable[[Frame], None]:
-        def hear(frame: Frame) -> None:
-            on_event(frame)
-            assert self._clock is not None
-            self._clock.tell()
-
-        return hear
+    def _hear(self, on_event: Callable[[Frame], None], frame: Frame) -> None:
+        on_event(frame)
+        assert self._clock is not None
+        self._clock.tell()
 
     def _take(self, report: Report) -> None:
         self.reports.append(report)
@@ -401,47 +388,10 @@ class WorkerEnv(Generic[WorkerT]):
 
     def _told(self, within_s: float | None) -> str:
         """What became of the worker, for a test that has failed."""
-        end = self._found_end()
         waited = f"{DRIVE_MOST_S:g} s" if within_s is None else f"{within_s:g} s of the worker's time"
-        lines = [f"it did not come in {waited}, and the worker goes on, or waits for ever; its time is {self.time:g} s"]
-        if isinstance(end, Failed):
-            lines = [f"the worker has failed: {end.error.type}: {end.error.message}", str(end.error)]
-        elif end is not None:
-            lines = [f"the worker has ended: {end}"]
-        elif isinstance(self._host, MemoryHost):
-            lines += ["main awaits (most recent call first):", *self._host.awaited]
-        if self.log:
-            lines += ["its last lines:", *self.log[-TOLD_LINES:]]
-        return "\n".join(lines)
+        awaited = self._host.awaited if isinstance(self._host, MemoryHost) else ()
+        return told(self._found_end(), f"{waited}; its time is {self.time:g} s", awaited, self.log)
 
 
 worker_env = WorkerEnv
 """By this name the pytest fixture makes it, too."""
-
-
-class _Pool:
-    """To an actor it is the node's pool of hosts."""
-
-    def __init__(self, make: Callable[[RunSpec, Callable[[Frame], None]], Any]) -> None:
-        self.run = make
-
-    def keeps(self, _class_name: str) -> bool:
-        return False
-
-
-class _Reporter:
-    """To an actor it is the node's reporter."""
-
-    def __init__(self, take: Callable[[Report], None]) -> None:
-        self._take = take
-
-    def say(self, kind: str, _task_id: str, epoch: int, **more: Any) -> None:
-        self._take(report_of(kind, epoch, more))
-
-
-def _policy_of_a_node() -> SecretPolicy:
-    """By the defaults of its settings."""
-    env, dirs, words = (
-        str(Settings.model_fields[name].default).split(",") for name in ("secret_env", "secrets_dirs", "secret_names")
-    )
-    return SecretPolicy(env, dirs, words)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+TOLD_LINES = 20
+"""Of a worker's log, in a failed test."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,3 +109,17 @@ def report_of(kind: str, epoch: int, more: Mapping[str, Any]) -> Report:
     if kind == "Failed":
         return Failed(epoch, Error.of(more["error"]), more["retryable"])
     return Stopped(epoch, more["reason"], tuple(more["steps"]))
+
+
+def told(end: Report | None, waited: str, awaited: Sequence[str], log: Sequence[str]) -> str:
+    """What became of a worker, for a test that has failed. awaited: where its main waits; log: its lines."""
+    lines = [f"it did not come in {waited}; the worker goes on, or waits for ever"]
+    if isinstance(end, Failed):
+        lines = [f"the worker has failed: {end.error.type}: {end.error.message}", str(end.error)]
+    elif end is not None:
+        lines = [f"the worker has ended: {end}"]
+    elif awaited:
+        lines += ["main awaits (most recent call first):", *awaited]
+    if log:
+        lines += ["its last lines:", *log[-TOLD_LINES:]]
+    return "\n".join(lines)

@@ -1,16 +1,21 @@
-"""What is kept of a worker beside its reports: the states that it saves, the lines that it logs."""
+"""What an actor asks of its node, in memory: hosts, reports, saved states, the log of a task, the policy of secrets."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pydantic import BaseModel
 
 from skalds_streams.model.saved import Saved, StateKey
+from skalds_streams.settings import Settings
+from skalds_streams.skald.host import RunSpec
+from skalds_streams.testing.worker.reports import Report, report_of
+from skalds_streams.worker.frames import Frame
 from skalds_streams.worker.saving import decode_state, encode_state
+from skalds_streams.worker.secrets import SecretPolicy
 
 FORMAT = "%(levelname)s %(name)s: %(message)s"
 """As a host's."""
@@ -77,3 +82,31 @@ class LogLines(logging.Handler):
             self._logger.setLevel(self._level_before)
             self._level_before = None
         super().close()
+
+
+class Pool:
+    """To an actor it is the node's pool of hosts."""
+
+    def __init__(self, make: Callable[[RunSpec, Callable[[Frame], None]], Any]) -> None:
+        self.run = make
+
+    def keeps(self, _class_name: str) -> bool:
+        return False
+
+
+class ReportsTaken:
+    """To an actor it is the node's reporter."""
+
+    def __init__(self, take: Callable[[Report], None]) -> None:
+        self._take = take
+
+    def say(self, kind: str, _task_id: str, epoch: int, **more: Any) -> None:
+        self._take(report_of(kind, epoch, more))
+
+
+def default_policy() -> SecretPolicy:
+    """By the defaults of its settings."""
+    env, dirs, words = (
+        str(Settings.model_fields[name].default).split(",") for name in ("secret_env", "secrets_dirs", "secret_names")
+    )
+    return SecretPolicy(env, dirs, words)
