@@ -2,7 +2,7 @@
 
 Rules: each is killed by the kernel in the moment in which the worker's process ends, however it ends
 (PR_SET_PDEATHSIG). That signal follows the *thread* that forked, so one thread forks them all and lives as long as the
-process. Each leads a process group of its own: a Ctrl-C in
+run. Each leads a process group of its own: a Ctrl-C in
 the terminal is the worker's to handle, and at the end of a run the group is killed, what the program started included.
 A program has no terminal to read from, unless it is given one.
 """
@@ -54,10 +54,11 @@ class Children:
         return self._forker.submit(partial(self._start, command, options))
 
     def end(self) -> None:
-        """Kill those that still run, with their process groups, and reap them."""
+        """Kill those that still run, with their process groups, and reap them. The thread that forked them ends."""
         if self._pid != os.getpid():
             return
         with self._lock:
+            forker, self._forker = self._forker, None
             left = [process for process in self._processes if process.poll() is None]
             self._processes.clear()
         for process in left:
@@ -65,6 +66,8 @@ class Children:
         for process in left:
             with suppress(subprocess.TimeoutExpired):  # the kernel does not let go of it yet
                 process.wait(END_S)
+        if forker is not None:
+            forker.end()
 
     def _start(self, command: Command, options: dict[str, Any]) -> Process:
         process = subprocess.Popen(command, **options)  # noqa: S603  # the user's own command
@@ -75,11 +78,11 @@ class Children:
 
 
 class _Forker:
-    """The thread that forks, for as long as the process lives."""
+    """The thread that forks, for as long as its children may live."""
 
     def __init__(self) -> None:
         kernel.load_libc()  # not in the child, where a lock may be held by a thread that is not there
-        self._work: queue.SimpleQueue[tuple[Callable[[], Process], Future[Process]]] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[tuple[Callable[[], Process], Future[Process]] | None] = queue.SimpleQueue()
         threading.Thread(target=self._run, name="skald-spawn", daemon=True).start()
 
     def submit(self, start: Callable[[], Process]) -> Process:
@@ -88,9 +91,13 @@ class _Forker:
         self._work.put((start, answer))
         return answer.result()
 
+    def end(self) -> None:
+        """Nothing is started here any more. The kernel kills what the thread forked and still runs."""
+        self._work.put(None)
+
     def _run(self) -> None:
-        while True:
-            start, answer = self._work.get()
+        while work := self._work.get():
+            start, answer = work
             try:
                 answer.set_result(start())
             except BaseException as error:  # noqa: BLE001  # it is raised where it was asked for

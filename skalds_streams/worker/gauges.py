@@ -34,12 +34,18 @@ class Gauges:
     def __init__(self) -> None:
         self._values: dict[str, float | None] = {}
         self._changed = threading.Event()
+        self._over = threading.Event()
         self._send: Callable[[Frame], None] | None = None
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
         self._sending = threading.Lock()
         self._is_full = False
         self._pid = os.getpid()
+
+    @property
+    def values(self) -> dict[str, float | None]:
+        """What was set."""
+        return dict(self._values)
 
     def set(self, name: str, value: SupportsFloat) -> None:
         """Raises ValueError for a name or TypeError for a value that can't be one."""
@@ -69,6 +75,12 @@ class Gauges:
                 self._changed.clear()
                 self._send({"op": "metrics", "values": dict(self._values), "at_ms": time.time_ns() // 1_000_000})
 
+    def end(self) -> None:
+        """Send what is not sent yet; nothing is sent after it, and no thread of ours is left for long."""
+        self.flush()
+        self._over.set()
+        self._changed.set()
+
     def _begin(self) -> None:
         """Let a thread send, unless nobody is there to send to, or this is a process that user code forked."""
         if self._send is None or self._pid != os.getpid():
@@ -79,12 +91,10 @@ class Gauges:
                 self._thread.start()
 
     def _send_for_ever(self) -> None:
-        pause = threading.Event()
-        while True:
-            self._changed.wait()
-            pause.wait(GATHER_S)
+        while self._changed.wait() and not self._over.wait(GATHER_S):
             self.flush()
-            pause.wait(EVERY_S)
+            if self._over.wait(EVERY_S):
+                return
 
     def _warn(self, name: str) -> None:
         if not self._is_full:

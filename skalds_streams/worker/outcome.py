@@ -51,7 +51,7 @@ class Reason(StrEnum):
 Clean = Callable[[str], str]
 
 _OWN_FILES = str(Path(__file__).parent)
-_OWN_FRAME = re.compile(rf'  File "({re.escape(_OWN_FILES)}/|{re.escape(threading.__file__)}"|<frozen runpy>)')
+OWN_FRAME = re.compile(rf'  File "({re.escape(_OWN_FILES)}/|{re.escape(threading.__file__)}"|<frozen runpy>)')
 _LIBRARY_FRAME = re.compile(rf'  File "({re.escape(str(Path(threading.__file__).parent))}/(?!site-packages/)|<frozen )')
 
 
@@ -89,7 +89,7 @@ def stalled(stall_s: float, dump: str, awaited: Sequence[str] = ()) -> dict[str,
     coroutine waits, if main is one.
     """
     text = f"main has not called self.progress() for {stall_s:g} s (stall_s)"
-    waits = [line for line in awaited if not _OWN_FRAME.match(line)]
+    waits = [line for line in awaited if not OWN_FRAME.match(line)]
     lines = [*(["Main awaits (most recent call first):", *waits] if waits else []), *stacks(dump)]
     return {**simple("Stalled", text, Reason.STALL), "traceback": _cut(lines[:STACK_LINES])}
 
@@ -106,7 +106,7 @@ def stacks(dump: str) -> list[str]:
             threads[-1].append(line)
     lines = []
     for number, thread in enumerate(reversed(threads)):  # it writes the oldest thread, which is main, last
-        while thread and _OWN_FRAME.match(thread[-1]):
+        while thread and OWN_FRAME.match(thread[-1]):
             thread.pop()
         if thread and not (number and all(_LIBRARY_FRAME.match(frame) for frame in thread)):
             lines += [f"{'Another' if number else 'Main'} thread (most recent call first):", *thread]

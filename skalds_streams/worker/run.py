@@ -92,7 +92,7 @@ class Run:
         self._close_loop()
         if self._worker is not None:
             self._worker._children.end()
-            self._worker._gauges.flush()
+            self._worker._gauges.end()
         return last
 
     @property
