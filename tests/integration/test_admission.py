@@ -209,6 +209,19 @@ async def test_one_that_was_frozen_while_another_took_its_place_ends_and_never_j
 
 # -- settings that all must share
 
+STARTS_MOST = 6
+"""One that refuses is there for no longer than a beat, 0.4 s: a busy machine may miss that."""
+
+
+async def _is_shown(node: Node, text: str, other: Node) -> bool:
+    """Whether the node's page says so at any time until the other has ended."""
+    assert other.process is not None
+    while other.process.poll() is None:  # it is another process
+        if await _warns(node, text):
+            return True
+        await asyncio.sleep(0.02)
+    return False
+
 
 @pytest.mark.parametrize(
     ("environment", "said"),
@@ -220,9 +233,13 @@ async def test_one_that_was_frozen_while_another_took_its_place_ends_and_never_j
 async def test_a_node_with_other_settings_refuses(system: System, environment: dict[str, str], said: str) -> None:
     first = await started(system)
     second = system.node("b", **{**SHORT, **environment})
-    second.start()
-    await until(lambda: _warns(first, "has other settings and takes no part"), "the page of the first says so")
-    assert await ended(second) == 1
+    for _ in range(STARTS_MOST):
+        second.start()
+        was_shown = await _is_shown(first, "has other settings and takes no part", second)
+        assert await ended(second) == 1
+        if was_shown:
+            break
+    assert was_shown, "the page of the first says so as long as it is there, which is a beat at most"
     assert "skald 'a' (incarnation " in second.log()
     assert f"has other settings that all nodes must share: {said}" in second.log()
     await system.assign("t")
