@@ -131,7 +131,7 @@ class FaustConsumer:
                 joined=lambda *answer: reply(answer),
             )
             self.landed = group.seats[self._instance].member
-            if self._link.gone:
+            if self._link.gone or self._link.partitioned:  # it was on its way when that began
                 group.silent(self.landed)
 
         self.member, self.generation, self.partitions = await self._link.deferred(join, self._connection)
