@@ -26,8 +26,8 @@ from skalds_streams.skald.ring import LogFiles, Position, Read
 from skalds_streams.web.api import answer, whole_number
 from skalds_streams.web.context import WebContext
 from skalds_streams.web.documents import task_href
-from skalds_streams.web.guard import SECURITY_HEADERS
 from skalds_streams.web.log_place import LogPlace, log_place
+from skalds_streams.web.sse import event_stream, too_many
 
 LINES_DEFAULT = 200
 LINES_MOST = 100_000
@@ -139,16 +139,8 @@ class Logs:
 
     async def _follow(self, request: web.Request, files: LogFiles, task_id: str, most: int) -> web.StreamResponse:
         if self._closing.is_set() or self._followers >= FOLLOWERS_MOST:
-            refusal = answer({"error": f"too many follow logs: this node serves {FOLLOWERS_MOST}"}, status=503)
-            refusal.headers[hdrs.RETRY_AFTER] = "5"
-            return refusal
-        headers = {
-            **SECURITY_HEADERS,
-            hdrs.CONTENT_TYPE: "text/event-stream; charset=utf-8",
-            hdrs.CACHE_CONTROL: "no-store",
-            "X-Accel-Buffering": "no",
-        }
-        response = web.StreamResponse(headers=headers)
+            return too_many("follow logs", FOLLOWERS_MOST)
+        response = event_stream()
         self._followers += 1
         try:
             await response.prepare(request)

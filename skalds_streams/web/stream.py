@@ -16,14 +16,13 @@ from typing import Any
 
 import orjson
 import structlog
-from aiohttp import hdrs, web
+from aiohttp import web
 
 from skalds_streams.core.row import Row
 from skalds_streams.view.cluster import Changes
-from skalds_streams.web.api import answer
 from skalds_streams.web.context import WebContext
 from skalds_streams.web.documents import brief_doc, member_docs, task_doc
-from skalds_streams.web.guard import SECURITY_HEADERS
+from skalds_streams.web.sse import event_stream, too_many
 
 CLIENTS_MOST = 100
 COALESCE_S = 0.2
@@ -82,16 +81,8 @@ class Stream:
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """One client, until it leaves or the application shuts down."""
         if self._closing or len(self._clients) >= CLIENTS_MOST:
-            refusal = answer({"error": f"too many streams: this node serves {CLIENTS_MOST}"}, status=503)
-            refusal.headers[hdrs.RETRY_AFTER] = "5"
-            return refusal
-        headers = {
-            **SECURITY_HEADERS,
-            hdrs.CONTENT_TYPE: "text/event-stream; charset=utf-8",
-            hdrs.CACHE_CONTROL: "no-store",
-            "X-Accel-Buffering": "no",
-        }
-        response = web.StreamResponse(headers=headers)
+            return too_many("streams", CLIENTS_MOST)
+        response = event_stream()
         with self._context.view.subscribe() as changes:
             client = _Client(response, changes, request.query.get("detail") == "brief", request.query.get("task"))
             self._clients.append(client)
