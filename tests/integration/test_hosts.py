@@ -682,6 +682,9 @@ async def other_skald(class_name: str, file: Path) -> AsyncIterator[tuple[asynci
         if skald.returncode is None:
             skald.kill()
         await skald.wait()
+        assert skald.stderr is not None
+        async with asyncio.timeout(WAIT_S):  # its hosts hold the pipe, too: a loop that ends before them leaves it open
+            await skald.stderr.read()
 
 
 async def test_nothing_outlives_a_killed_skald(tmp_path: Path) -> None:
