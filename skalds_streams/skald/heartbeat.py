@@ -128,6 +128,8 @@ class Heartbeat:
         if full:
             doc |= described
         await self._append(orjson.dumps(doc))
+        if doc["incarnation"] != self._incarnation:  # it was a last word, and its lease has lapsed meanwhile
+            return
         self._n += 1
         self._lease.renew(now_ms)
         self.first_acknowledged.set()

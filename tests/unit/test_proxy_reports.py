@@ -172,3 +172,26 @@ async def test_heartbeats_go_on_after_an_outage_and_end_with_their_producer(monk
     producer._sender.sender_task = asyncio.create_task(dead())
     with pytest.raises(KafkaError, match="sender has died"):
         await asyncio.wait_for(task, 5)
+
+
+class Overtaken(Producer):
+    """Acknowledges when the lease has lapsed, and its owner goes on as another incarnation."""
+
+    def __init__(self, heart: Heartbeat, lease: Lease) -> None:
+        super().__init__(KafkaTimeoutError())
+        self._heart, self._lease = heart, lease
+
+    async def send_and_wait(self, *args: Any, **more: Any) -> None:
+        self.sends += 1
+        self._heart.begin_anew("a2")
+        self._lease.begin_anew()
+
+
+async def test_a_last_word_of_a_former_incarnation_renews_no_lease() -> None:
+    lease = Lease(20_000, 2_000)
+    heart = heart_of(lease)
+    producer = Overtaken(heart, lease)
+    heart._producer = cast("Any", producer)
+    await heart.leave("holding")
+    assert (producer.sends, lease.is_valid) == (1, False)
+    assert not heart.first_acknowledged.is_set()
