@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import random
 import tempfile
 import time
 from collections.abc import Sequence
@@ -22,14 +21,13 @@ from pathlib import Path
 
 import click
 
-from benchmarks.failover import PATIENCE_S, until_all_run
+from benchmarks.failover import PATIENCE_S, acting, until_all_run
 from skalds_streams.settings import LEASE_MS
 from skalds_streams.testing.chaos.cluster import ChaosCluster, Node
 from skalds_streams.testing.chaos.faults import in_thread
-from skalds_streams.testing.chaos.stream import Commands, classes_of
 from skalds_streams.testing.witness import Report
 
-LEFT = "skalds_lease_left_seconds"
+LEFT = "skalds_lease_remaining_seconds"
 WAYS = ("frozen", "killed", "stopped")
 POLL_S = 0.1
 CALM_S = 12.0
@@ -97,27 +95,14 @@ async def one(cluster: ChaosCluster, way: str, seconds: float, tasks: int, start
 
 
 async def measure(directory: Path, seconds: Sequence[float], ways: Sequence[str], lease_ms: int, tasks: int) -> None:
-    dice = random.Random(1)  # noqa: S311  # the same in every run
-    cluster = ChaosCluster(directory, ("a", "b", "c"), lease_ms=lease_ms)
     start_s, done = 3.0, list[Fault]()
-    try:
-        await cluster.start()
-        names = classes_of(tasks, dice, "Steady")
-        commands = Commands(cluster.topics, cluster.bootstrap, directory / "ledger.jsonl", names, dice, lease_ms / 1000)
-        await commands.start()
-        try:
-            await commands.assign_all()
-            await until_all_run(cluster, tasks, 0)
-        finally:
-            await commands.stop()
+    async with acting(directory, lease_ms=lease_ms, tasks=tasks) as cluster:
         for lasts_s in seconds:
             for way in ways:
                 await asyncio.sleep(CALM_S)
                 fault, start_s = await one(cluster, way, lasts_s, tasks, start_s)
                 done.append(fault)
         report = cluster.end_witness()
-    finally:
-        await cluster.stop()
     for fault in done:
         click.echo(fault.line(report, tasks))
     click.echo(f"overlaps: {report.overlaps}, smallest margin {report.margin_ms} ms")

@@ -13,6 +13,8 @@ import signal
 import statistics
 import tempfile
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import click
@@ -47,11 +49,11 @@ async def busiest(cluster: ChaosCluster) -> Node:
     return max(cluster.nodes, key=lambda node: counts[node.name])
 
 
-async def measure(directory: Path, *, times: int, lease_ms: int, tasks: int) -> dict[str, list[tuple[str, int]]]:
-    """Kind → (node, ns of the kill) of each."""
+@asynccontextmanager
+async def acting(directory: Path, *, lease_ms: int, tasks: int) -> AsyncIterator[ChaosCluster]:
+    """Three nodes and so many tasks, all of which act."""
     dice = random.Random(1)  # noqa: S311  # the same in every run
     cluster = ChaosCluster(directory, ("a", "b", "c"), lease_ms=lease_ms)
-    kills: dict[str, list[tuple[str, int]]] = {"restarted at once": [], "machine lost": []}
     try:
         await cluster.start()
         names = classes_of(tasks, dice, "Steady")
@@ -60,26 +62,33 @@ async def measure(directory: Path, *, times: int, lease_ms: int, tasks: int) -> 
         try:
             await commands.assign_all()
             await until_all_run(cluster, tasks, 0)
-            for kind in kills:
-                for _ in range(times):
-                    await asyncio.sleep(3)
-                    node = await busiest(cluster)
-                    kills[kind].append((node.name, time.monotonic_ns()))
-                    if kind == "machine lost":
-                        processes.send([item.pid for item in node.family()], signal.SIGKILL)
-                    node.kill()
-                    if kind != "machine lost":
-                        node.start()
-                    await asyncio.sleep(1)
-                    await until_all_run(cluster, tasks, kills[kind][-1][1] + 500_000_000)
-                    node.start()
-                    while not await node.is_ready():  # noqa: ASYNC110  # it is another process
-                        await asyncio.sleep(0.1)
         finally:
             await commands.stop()
-        report = cluster.end_witness()
+        yield cluster
     finally:
         await cluster.stop()
+
+
+async def measure(directory: Path, *, times: int, lease_ms: int, tasks: int) -> dict[str, list[tuple[str, int]]]:
+    """Kind → (node, ns of the kill) of each."""
+    kills: dict[str, list[tuple[str, int]]] = {"restarted at once": [], "machine lost": []}
+    async with acting(directory, lease_ms=lease_ms, tasks=tasks) as cluster:
+        for kind in kills:
+            for _ in range(times):
+                await asyncio.sleep(3)
+                node = await busiest(cluster)
+                kills[kind].append((node.name, time.monotonic_ns()))
+                if kind == "machine lost":
+                    processes.send([item.pid for item in node.family()], signal.SIGKILL)
+                node.kill()
+                if kind != "machine lost":
+                    node.start()
+                await asyncio.sleep(1)
+                await until_all_run(cluster, tasks, kills[kind][-1][1] + 500_000_000)
+                node.start()
+                while not await node.is_ready():  # noqa: ASYNC110  # it is another process
+                    await asyncio.sleep(0.1)
+        report = cluster.end_witness()
     assert report.overlaps == 0, report.details
     for kind, done in kills.items():
         worst = []

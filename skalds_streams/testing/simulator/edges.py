@@ -21,7 +21,8 @@ from skalds_streams.coordinator import log as coordinator_log
 from skalds_streams.proxy import client, reports
 from skalds_streams.proxy.topic_setup import TopicReport
 from skalds_streams.skald import heartbeat, lease, node
-from skalds_streams.testing.simulator.clients import Consumer, Producer
+from skalds_streams.testing.simulator.readers import Consumer
+from skalds_streams.testing.simulator.writers import Producer
 from skalds_streams.view import reader
 
 DATA_DIR = Path(gettempdir()) / "skalds-simulator"

@@ -21,9 +21,9 @@ from aiokafka.errors import KafkaError as ClientError
 from skalds_streams.coordinator.journal import Delivery
 from skalds_streams.coordinator.journals import Journals
 from skalds_streams.model.record import Record
-from skalds_streams.testing.simulator.clients import Fetch
 from skalds_streams.testing.simulator.group import UNKNOWN
 from skalds_streams.testing.simulator.network import Connection, Link, Reply
+from skalds_streams.testing.simulator.readers import Fetch
 from skalds_streams.topics import Topics
 
 COMMIT_S = 1.0
