@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 import anyio
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin import NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError as ClientError
 from aiokafka.errors import TopicAlreadyExistsError, for_code
@@ -24,6 +24,7 @@ from anyio.abc import TaskStatus
 
 from skalds_streams.errors import KafkaError, TopicError, UnreachableError
 from skalds_streams.proxy.access import REQUEST_TIMEOUT_MS
+from skalds_streams.proxy.admin import Admin
 from skalds_streams.proxy.background import BackgroundLoop
 from skalds_streams.proxy.connection import (
     STOP_S,
@@ -60,7 +61,7 @@ class KafkaAdmin:
     def __init__(self, kafka_config: KafkaConfig | None = None, *, connect_timeout_s: float = CONNECT_S) -> None:
         self._config = kafka_config if kafka_config is not None else KafkaConfig()
         self.host, self.port = self._config.host, self._config.port
-        self._client: AIOKafkaAdminClient | None = None
+        self._client: Admin | None = None
         self._obstacle = ""
         self._ready = asyncio.Event()
         self._background = BackgroundLoop()
@@ -145,7 +146,7 @@ class KafkaAdmin:
             raise KafkaError(f"{self._config.address} does not answer") from error
 
     @property
-    def _connected(self) -> AIOKafkaAdminClient:
+    def _connected(self) -> Admin:
         if self._client is None:
             raise KafkaError("closed")
         return self._client
@@ -202,8 +203,8 @@ def _usable(item: Mapping[str, Any] | None) -> bool:
     return item is not None and item["error_code"] == 0 and all(part["leader"] >= 0 for part in item["partitions"])
 
 
-async def _open(config: KafkaConfig) -> AIOKafkaAdminClient:
-    client = AIOKafkaAdminClient(**client_options(config))
+async def _open(config: KafkaConfig) -> Admin:
+    client = Admin(**client_options(config))
     try:
         await client.start()
     except BaseException:
@@ -212,6 +213,6 @@ async def _open(config: KafkaConfig) -> AIOKafkaAdminClient:
     return client
 
 
-async def _close(client: AIOKafkaAdminClient) -> None:
+async def _close(client: Admin) -> None:
     with anyio.move_on_after(STOP_S, shield=True), suppress(ClientError, OSError):
         await client.close()

@@ -12,10 +12,10 @@ from contextlib import suppress
 from typing import Any
 
 import structlog
-from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError as ClientError
 
 from skalds_streams.errors import TopicResizedError
+from skalds_streams.proxy.admin import Admin
 from skalds_streams.topics import TopicSpec
 
 LOOK_S = 3.0
@@ -83,7 +83,7 @@ class PartitionWatch:
 
     def __init__(self, specs: Sequence[TopicSpec], client: Mapping[str, Any], *, look_s: float = LOOK_S) -> None:
         self._specs, self._client, self._look_s = specs, client, look_s
-        self._admin: AIOKafkaAdminClient | None = None
+        self._admin: Admin | None = None
 
     async def run(self) -> None:
         """Look until cancelled. Raises TopicResizedError. A broker that is away is asked again at the next look."""
@@ -114,7 +114,7 @@ class PartitionWatch:
 
     async def _counts(self) -> dict[str, int]:
         if self._admin is None:
-            self._admin = AIOKafkaAdminClient(**self._client)
+            self._admin = Admin(**self._client)
             await self._admin.start()
         return counts_of(await self._admin.describe_topics([spec.name for spec in self._specs]))
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import for_code
 
 from skalds_streams.errors import TopicError
+from skalds_streams.proxy.admin import Admin
 from skalds_streams.proxy.partition_count import remedy, said_at_start, wrong_counts
 from skalds_streams.proxy.topic_rules import INSYNC, Deviation, Found, deviations, said_of_thin, thin
 from skalds_streams.proxy.topic_setup import create_topics, describe, replicas_for, wait_visible
@@ -40,7 +40,7 @@ class Repair:
         return len(self.missing) + len(self.changes)
 
 
-async def plan_repair(admin: AIOKafkaAdminClient, specs: Sequence[TopicSpec], replication_factor: int) -> Repair:
+async def plan_repair(admin: Admin, specs: Sequence[TopicSpec], replication_factor: int) -> Repair:
     """Look, and change nothing."""
     replicas = await replicas_for(admin, replication_factor)
     found = await describe(admin, specs)
@@ -73,7 +73,7 @@ def plan(specs: Sequence[TopicSpec], found: Mapping[str, Found], replicas: int) 
     return Repair(missing, changes, left, replicas, {name: dict(found[name].own) for name in changes})
 
 
-async def carry_out(admin: AIOKafkaAdminClient, repair: Repair, done: Done) -> None:
+async def carry_out(admin: Admin, repair: Repair, done: Done) -> None:
     """Create and change, topic by topic. Raises TopicError for the first that the broker refuses."""
     for spec in repair.missing:
         await create_topics(admin, [spec], repair.replicas)

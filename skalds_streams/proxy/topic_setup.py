@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin import NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import KafkaConnectionError, KafkaTimeoutError, TopicAlreadyExistsError, for_code
 from aiokafka.errors import KafkaError as ClientError
+from aiokafka.errors import KafkaTimeoutError, TopicAlreadyExistsError, for_code
 from aiokafka.protocol.metadata import MetadataRequest
 
 from skalds_streams.errors import KafkaError, TopicError, UnreachableError
+from skalds_streams.proxy.admin import DEAD, Admin
 from skalds_streams.proxy.partition_count import said_at_start
 from skalds_streams.proxy.topic_rules import INSYNC, SAFE_REPLICAS, Found, deviations, said_of_thin, thin
 from skalds_streams.topics import TopicSpec
@@ -40,21 +41,19 @@ class TopicReport:
 
 
 @asynccontextmanager
-async def open_admin(client: Mapping[str, Any]) -> AsyncIterator[AIOKafkaAdminClient]:
-    """A started admin client, closed at the end. Raises UnreachableError when no broker answers."""
-    admin = AIOKafkaAdminClient(**client)
+async def open_admin(client: Mapping[str, Any]) -> AsyncIterator[Admin]:
+    """A started admin client, closed at the end. Raises UnreachableError when no broker answers, now or later."""
+    admin = Admin(**client)
     try:
         await admin.start()
-    except (KafkaConnectionError, KafkaTimeoutError, OSError) as error:
-        with suppress(ClientError, OSError):
-            await admin.close()
+        yield admin
+    except (*DEAD, KafkaTimeoutError, OSError) as error:
         raise UnreachableError(
             f"no Kafka broker answers at {client['bootstrap_servers']} (KAFKA_HOST, KAFKA_PORT): {error}"
         ) from None
-    try:
-        yield admin
     finally:
-        await admin.close()
+        with suppress(ClientError, OSError):
+            await admin.close()
 
 
 async def ensure_topics(
@@ -74,12 +73,12 @@ async def ensure_topics(
         return TopicReport(created, verify(specs, await describe(admin, specs), replicas))
 
 
-async def replicas_for(admin: AIOKafkaAdminClient, replication_factor: int) -> int:
+async def replicas_for(admin: Admin, replication_factor: int) -> int:
     """How many replicas a topic gets: never more than there are brokers."""
     return min(replication_factor, len((await admin.describe_cluster())["brokers"]))
 
 
-async def create_topics(admin: AIOKafkaAdminClient, missing: Sequence[TopicSpec], replicas: int) -> list[str]:
+async def create_topics(admin: Admin, missing: Sequence[TopicSpec], replicas: int) -> list[str]:
     """Returns their names. Raises TopicError."""
     safe = {INSYNC: "2"} if replicas >= SAFE_REPLICAS else {}
     new = [NewTopic(spec.name, spec.partitions, replicas, topic_configs={**spec.config, **safe}) for spec in missing]
@@ -94,7 +93,7 @@ async def create_topics(admin: AIOKafkaAdminClient, missing: Sequence[TopicSpec]
     return created
 
 
-async def wait_visible(admin: AIOKafkaAdminClient, specs: Sequence[TopicSpec]) -> None:
+async def wait_visible(admin: Admin, specs: Sequence[TopicSpec]) -> None:
     """A topic that was just created is not in every broker's metadata at once; a consumer that subscribes too early
     never sees it, and a broker that does not know it yet can't describe it.
     """
@@ -107,7 +106,7 @@ async def wait_visible(admin: AIOKafkaAdminClient, specs: Sequence[TopicSpec]) -
         raise KafkaError(f"the topics were created but have no leader after {VISIBLE_TIMEOUT_S:g} s") from None
 
 
-async def _seen_by_all(admin: AIOKafkaAdminClient, names: Sequence[str]) -> bool:
+async def _seen_by_all(admin: Admin, names: Sequence[str]) -> bool:
     """Whether each broker knows a leader for every partition. One that does not answer is not waited for."""
     brokers = (await admin.describe_cluster())["brokers"]
     asked = (admin._client.send(broker["node_id"], MetadataRequest(list(names))) for broker in brokers)
@@ -134,7 +133,7 @@ def verify(specs: Sequence[TopicSpec], found: Mapping[str, Found], replicas: int
     return [*warnings, said_of_thin(few, replicas)] if few else warnings
 
 
-async def describe(admin: AIOKafkaAdminClient, specs: Sequence[TopicSpec]) -> dict[str, Found]:
+async def describe(admin: Admin, specs: Sequence[TopicSpec]) -> dict[str, Found]:
     """Those of the topics that are there. Creates nothing."""
     there = set(await admin.list_topics())
     names = [spec.name for spec in specs if spec.name in there]
@@ -150,9 +149,7 @@ async def describe(admin: AIOKafkaAdminClient, specs: Sequence[TopicSpec]) -> di
     return found
 
 
-async def _settings(
-    admin: AIOKafkaAdminClient, names: Sequence[str]
-) -> dict[str, tuple[dict[str, str], dict[str, str]]]:
+async def _settings(admin: Admin, names: Sequence[str]) -> dict[str, tuple[dict[str, str], dict[str, str]]]:
     """Topic → (every setting, those that were made for the topic itself)."""
     found: dict[str, tuple[dict[str, str], dict[str, str]]] = {}
     for response in await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, name) for name in names]):

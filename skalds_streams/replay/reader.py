@@ -13,12 +13,12 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaConnectionError, KafkaTimeoutError
 from aiokafka.errors import KafkaError as ClientError
 
 from skalds_streams.errors import KafkaError, TopicError, UnreachableError
 from skalds_streams.model.record import Record
+from skalds_streams.proxy.admin import Admin
 from skalds_streams.proxy.client import log_consumer, record_of
 
 POLL_MS = 50
@@ -53,7 +53,7 @@ def translated_errors(client: Mapping[str, Any]) -> Iterator[None]:
 
 async def partition_counts(client: Mapping[str, Any], names: Collection[str]) -> dict[str, int]:
     """Number of partitions of each topic that exists; missing ones are not in the answer. Creates nothing."""
-    admin = AIOKafkaAdminClient(**client)
+    admin = Admin(**client)
     with translated_errors(client):
         try:
             await admin.start()

@@ -20,12 +20,13 @@ import psutil
 import pytest
 import redis
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin import NewTopic
 
 from skalds_streams.devcluster import DevCluster, MovedPort, Progress, cluster, download
 from skalds_streams.devcluster.jars import Jar
 from skalds_streams.devcluster.kafka import SESSION_MS, SESSION_RECOVERY_MS
 from skalds_streams.errors import DevClusterError
+from skalds_streams.proxy.topic_setup import open_admin
 
 pytestmark = pytest.mark.integration
 
@@ -65,13 +66,9 @@ async def round_trip(kafka: int | str, value: bytes, copies: int = 1) -> bytes |
     kafka: port of the broker, or the addresses of several.
     """
     bootstrap = f"127.0.0.1:{kafka}" if isinstance(kafka, int) else kafka
-    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
-    await admin.start()
-    try:
+    async with open_admin({"bootstrap_servers": bootstrap}) as admin:
         if TOPIC not in await admin.list_topics():
             await admin.create_topics([NewTopic(TOPIC, num_partitions=1, replication_factor=copies)])
-    finally:
-        await admin.close()
     consumer = AIOKafkaConsumer(TOPIC, bootstrap_servers=bootstrap, group_id="g", auto_offset_reset="earliest")
     async with AIOKafkaProducer(bootstrap_servers=bootstrap, transactional_id="t") as producer, consumer:
         async with producer.transaction():
@@ -79,6 +76,15 @@ async def round_trip(kafka: int | str, value: bytes, copies: int = 1) -> bytes |
         record = await asyncio.wait_for(consumer.getone(), WAIT_S)
         await consumer.commit()
         return record.value
+
+
+async def ask_often(bootstrap: str) -> None:
+    """Each request goes to a broker taken at random: of so many, one goes to a dead one that is still listed."""
+    async with open_admin({"bootstrap_servers": bootstrap}) as admin:
+        for number in range(20):
+            assert TOPIC in await admin.list_topics()
+            if number % 5 == 0:
+                await admin.create_topics([NewTopic(f"{TOPIC}.{number}", num_partitions=1, replication_factor=1)])
 
 
 def test_a_busy_port_moves_records_go_round_and_stop_leaves_nothing(tmp_path: Path, busy_port: int) -> None:
@@ -131,6 +137,7 @@ def test_of_three_brokers_any_one_may_be_lost_and_all_may_be_stopped(tmp_path: P
         assert {broker.cluster_id for broker in running.brokers} == {first.cluster_id}
         assert asyncio.run(round_trip(running.bootstrap, b"1", copies=3)) == b"1"
         second.kill()
+        asyncio.run(ask_often(running.bootstrap))
         assert asyncio.run(round_trip(running.bootstrap, b"2")) == b"2"
         before = (running.bootstrap, first.cluster_id)
     with running:

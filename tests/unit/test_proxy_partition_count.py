@@ -80,7 +80,7 @@ class Admin:
 @pytest.fixture
 def admin(monkeypatch: pytest.MonkeyPatch) -> type[Admin]:
     made = type("Admin", (Admin,), {"answers": deque()})
-    monkeypatch.setattr(partition_count, "AIOKafkaAdminClient", made)
+    monkeypatch.setattr(partition_count, "Admin", made)
     monkeypatch.setattr(partition_count, "SURE_S", 0.0)
     return made
 

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from aiokafka.admin import AIOKafkaAdminClient
 
 from skalds_streams.errors import TopicError
 from skalds_streams.proxy import topic_repair
+from skalds_streams.proxy.admin import Admin as Client
 from skalds_streams.proxy.topic_repair import carry_out, plan
 from skalds_streams.proxy.topic_rules import Found, deviations
 from skalds_streams.proxy.topic_setup import verify
@@ -152,7 +152,7 @@ async def test_settings_that_are_not_ours_stay(monkeypatch: pytest.MonkeyPatch) 
     found[TOPICS.update] = right(SPECS[TOPICS.update], retention_ms="5", compression_type="zstd")
     repair = plan(list(SPECS.values()), found, 1)
     admin, done = Admin(), list[str]()
-    await carry_out(cast("AIOKafkaAdminClient", admin), repair, done.append)
+    await carry_out(cast("Client", admin), repair, done.append)
     assert done == [TOPICS.update]
     assert admin.altered == {
         TOPICS.update: {
@@ -162,4 +162,4 @@ async def test_settings_that_are_not_ours_stay(monkeypatch: pytest.MonkeyPatch) 
         }
     }
     with pytest.raises(TopicError, match=r"task\.update\.attachment could not be changed: TopicAuthorizationFailed"):
-        await carry_out(cast("AIOKafkaAdminClient", Admin(29)), repair, done.append)
+        await carry_out(cast("Client", Admin(29)), repair, done.append)
