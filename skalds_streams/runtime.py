@@ -21,6 +21,7 @@ from skalds_streams.coordinator.group import GroupQuestion, watch_membership
 from skalds_streams.coordinator.journal import JournalContext
 from skalds_streams.coordinator.journals import Journals
 from skalds_streams.coordinator.log import PartitionLog
+from skalds_streams.coordinator.omissions import InputWatch
 from skalds_streams.coordinator.states import StateSweeper
 from skalds_streams.coordinator.task_source import FileCatalogue
 from skalds_streams.coordinator.timers import DueTimer
@@ -166,6 +167,7 @@ class Runtime:
             self._background.spawn("due", self._timer.run(lambda: self.view.members_caught_up))
             if self._catalogue is not None:
                 self._background.spawn("catalogue", self._catalogue.run())
+            self._background.spawn("omissions", InputWatch(self.journals, self._client).run())
             self._background.spawn("group", watch_membership(self._consumer))
             self._background.spawn("state-sweeper", self._new_sweeper().run())
         if self.settings.worker_modules and not self.settings.runs_workers:

@@ -5,7 +5,7 @@ Rules: no batch is decided before the former's outcome is known; after an error 
 opened again and the same deliveries are looked at anew, where positions tell which of them are in; being fenced means
 asking the group, never fighting; rows are served only while open; once closed nothing more is decided, whether or not
 the loop has noticed that it was cancelled. What Faust delivers is a hint: a record is applied only when all before it
-are, and what was left out, or is not delivered at all, is read from the topic.
+are, and what was left out is read from the topic (what is not delivered at all: `omissions`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import asyncio
 import itertools
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -36,8 +35,6 @@ from skalds_streams.topics import Topics
 QUEUE_MOST = 5_000
 """Deliveries that may wait in one journal before its agent is held back."""
 TRIES_BEFORE_HALVING = 3
-LOOK_S = 5.0
-"""An input that is silent for so long is looked at: whether there is more of it than came."""
 BACKOFF_FIRST_S = 0.1
 BACKOFF_MOST_S = 5.0
 
@@ -210,7 +207,6 @@ class Journal:
 
     async def _turn(self) -> None:
         await self._take()
-        await self._look_at_silent_inputs()
         while await self._fill():
             pass
         deliveries = self._batch()
@@ -257,11 +253,9 @@ class Journal:
         return Staged(offsets={record.topic: record.offset}, deadletters=[letter], records=1)
 
     async def _take(self) -> None:
-        """Wait for a delivery, LOOK_S at most, then take all that is there, up to the limit."""
+        """Wait for a delivery, then take all that is there, up to the limit."""
         if not self._pending:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_S):
-                    self._pending.append(await self._queue.get())
+            self._pending.append(await self._queue.get())
         while len(self._pending) < self._limit and not self._queue.empty():
             self._pending.append(self._queue.get_nowait())
 
@@ -283,6 +277,8 @@ class Journal:
             begin = reached.get(topic, -1) + 1
             if offset > max(begin, self._empty_to.get(topic, 0)):
                 missing = await self._fetch(topic, begin, offset)
+                if not missing:
+                    self._empty_to[topic] = offset
                 for item in reversed(missing):
                     self._pending.insert(at, item)
                 if missing:
@@ -290,29 +286,41 @@ class Journal:
             reached[topic] = max(offset, begin - 1)
         return False
 
-    async def _look_at_silent_inputs(self) -> None:
-        """The last record of an input may be the one that was left out: nothing comes after it that would tell."""
-        now = asyncio.get_running_loop().time()
-        silent = [topic for topic, at in self._heard_at.items() if now - at >= LOOK_S]
-        if not silent:
+    def silent_inputs(self, silent_s: float) -> list[str]:
+        """Inputs of which nothing came for so long; none while the journal is not open."""
+        if not self.opened.is_set():
+            return []
+        before = asyncio.get_running_loop().time() - silent_s
+        return [topic for topic, at in self._heard_at.items() if at <= before]
+
+    def lacks(self, topic: str, end: int) -> bool:
+        """Whether there may be records before offset `end` that are not applied."""
+        return end > max(self.positions.offsets.get(topic, -1) + 1, self._empty_to.get(topic, 0))
+
+    async def recover(self, topic: str, end: int) -> None:
+        """Read what is in an input before offset `end` and was not delivered, and take it as if it had been.
+
+        Raises KafkaError of the client library, TimeoutError, OSError.
+        """
+        begin = self.positions.offsets.get(topic, -1) + 1
+        if not self.lacks(topic, end):
             return
-        for topic in silent:
-            self._heard_at[topic] = now
-        waiting = {delivery.record.topic for delivery in self._pending}
-        try:
-            ends = await self._log.input_ends([topic for topic in silent if topic not in waiting])
-            for topic, end in ends.items():
-                begin = self.positions.offsets.get(topic, -1) + 1
-                if end > max(begin, self._empty_to.get(topic, 0)):
-                    self._pending.extend(await self._fetch(topic, begin, end))
-        except (ClientError, TimeoutError, OSError) as error:
-            log.debug("journal.not_looked", partition=self.partition, error=repr(error))
+        found = await self._fetch(topic, begin, end)
+        if not found:  # said only of all that is after the position: what waits in the queue is not applied yet
+            self._empty_to[topic] = end
+        while found:
+            for delivery in found:
+                await self.offer(delivery)
+            begin = found[-1].record.offset + 1
+            found = await self._fetch(topic, begin, end) if begin < end and not self._closed else []
 
     async def _fetch(self, topic: str, begin: int, end: int) -> list[Delivery]:
-        """Read a piece of an input, the first part of it when it is long. Nothing of it is acknowledged to Faust."""
+        """Read a piece of an input, the first part of it when it is long. Nothing of it is acknowledged to Faust.
+
+        Nothing is found where there are only markers of transactions, or what was there is deleted.
+        """
         records = await self._log.read_input(topic, begin, end, self._limit)
         if not records:
-            self._empty_to[topic] = end
             return []
         self.statistics.fetched += len(records)
         where = f"{topic}/{self.partition}@{records[0].offset}"

@@ -57,7 +57,6 @@ def acknowledged_before_the_commit() -> Iterator[None]:
 
     async def turn(self: Any) -> None:
         await self._take()
-        await self._look_at_silent_inputs()
         while await self._fill():
             pass
         deliveries = self._batch()

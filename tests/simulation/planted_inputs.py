@@ -92,10 +92,10 @@ def gaps_are_not_filled() -> Iterator[None]:
 
 @planted
 def silent_inputs_are_not_looked_at() -> Iterator[None]:
-    async def look(self: Any) -> None:
+    async def recover(self: Any, topic: str, end: int) -> None:
         return None
 
-    with patch.object(journal.Journal, "_look_at_silent_inputs", look):
+    with patch.object(journal.Journal, "recover", recover):
         yield
 
 

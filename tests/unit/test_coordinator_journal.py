@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, cast
 
 import orjson
 import pytest
+from aiokafka import TopicPartition
 from aiokafka.errors import (
     KafkaConnectionError,
     MessageSizeTooLargeError,
@@ -21,6 +22,7 @@ from aiokafka.errors import (
 
 from skalds_streams.coordinator import journal as journal_module
 from skalds_streams.coordinator import journals as journals_module
+from skalds_streams.coordinator import omissions
 from skalds_streams.coordinator.batch import Output, Secrecy
 from skalds_streams.coordinator.journal import Delivery, Journal, JournalContext
 from skalds_streams.coordinator.journals import Journals
@@ -47,11 +49,19 @@ def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def until(condition: Callable[[], Any], what: str = "it happens") -> None:
+    """For what needs turns of the loop, and no time."""
     for _ in range(2_000):
         if condition():
             return
         await asyncio.sleep(0)
     raise AssertionError(f"never: {what}")
+
+
+async def in_time(condition: Callable[[], Any]) -> None:
+    """For what a timer brings about."""
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110  # nothing tells of it
+            await asyncio.sleep(0.001)
 
 
 class FakeLog:
@@ -68,7 +78,6 @@ class FakeLog:
         self.inputs: dict[str, list[Record | None]] = {}
         """What is in the input topics, None for a transaction's marker."""
         self.reads: list[tuple[str, int, int]] = []
-        self.look_error: Exception | None = None
 
     async def open(self) -> Recovered:
         self.opens += 1
@@ -92,11 +101,6 @@ class FakeLog:
         after = self.state.positions[0].offsets
         assert all(after[topic] >= offset for topic, offset in before.items()), "a position has gone back"
         self.after(outputs)
-
-    async def input_ends(self, topics: Iterable[str]) -> dict[str, int]:
-        if self.look_error is not None:
-            raise self.look_error
-        return {topic: len(self.inputs.get(topic, [])) for topic in topics}
 
     async def read_input(self, topic: str, start: int, end: int, most: int) -> list[Record]:
         self.reads.append((topic, start, end))
@@ -290,31 +294,106 @@ async def test_a_hole_in_the_log_is_looked_at_once() -> None:
     assert world.log.reads == [(TOPICS.assign, 1, 3), (TOPICS.assign, 4, 5)]
 
 
+class Ends:
+    """The consumer of an InputWatch."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.asked: list[int] = []
+        """How many ends were asked for, by question."""
+        self.starts = self.stops = 0
+        self.error: Exception | None = None
+        self.answered: Callable[[], Awaitable[object]] | None = None
+        """What happens once, just after an answer."""
+
+    async def start(self) -> None:
+        self.starts += 1
+
+    async def stop(self) -> None:
+        self.stops += 1
+
+    async def end_offsets(self, tps: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+        self.asked.append(len(tps))
+        if self.error is not None:
+            raise self.error
+        ends = {tp: len(self._world.log.inputs.get(tp.topic, [])) for tp in tps}
+        answered, self.answered = self.answered, None
+        if answered is not None:
+            await answered()
+        return ends
+
+
+@asynccontextmanager
+async def watching(
+    world: World, monkeypatch: pytest.MonkeyPatch, *, silent_s: float = 0.02, tick_s: float = 0.005
+) -> AsyncIterator[Ends]:
+    ends = Ends(world)
+    monkeypatch.setattr(omissions, "log_consumer", lambda client, *, committed: ends)
+    watch = omissions.InputWatch([world.journal], {}, silent_s=silent_s, tick_s=tick_s)
+    async with world.running():
+        task = asyncio.create_task(watch.run())
+        try:
+            yield ends
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+    assert ends.starts == ends.stops, "every connection is closed"
+
+
 async def test_the_last_record_of_an_input_is_found_although_nothing_comes_after_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(journal_module, "LOOK_S", 0.01)
-    world = World()
-    deliveries = publish(world, 4, markers=[3])
-    async with world.running():
+    world = World(batch_max=2)  # two fetches are needed
+    deliveries = publish(world, 5, markers=[4])
+    async with watching(world, monkeypatch) as ends:
         await world.offer(deliveries[0])
-        for _ in range(1_000):
-            if len(world.log.state.rows) == 3:
-                break
-            await asyncio.sleep(0.001)
-        looked = len(world.log.reads)
-        await asyncio.sleep(0.05)
-    assert applied(world) == ["t0", "t1", "t2"]
-    assert len(world.log.reads) <= looked + 1, "a marker at the end is looked at once"
+        await in_time(lambda: len(world.log.state.rows) == 4)
+        # The marker at the end is looked at behind the records, and once more when those are applied.
+        await in_time(lambda: world.log.reads.count((TOPICS.assign, 4, 5)) == 2)
+        looked, asked = len(world.log.reads), len(ends.asked)
+        await in_time(lambda: len(ends.asked) >= asked + 3)
+    assert applied(world) == ["t0", "t1", "t2", "t3"]
+    assert len(world.log.reads) == looked, "and never again"
+    assert ends.starts == 1, "the connection stays"
 
 
-async def test_an_idle_journal_stays_open_when_the_broker_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal_module, "LOOK_S", 0.001)
+async def test_what_is_on_its_way_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An end that is seen a moment before the record is delivered."""
     world = World()
-    world.log.look_error = KafkaConnectionError()
-    async with world.running():
-        await until(world.journal.opened.is_set)
-        await asyncio.sleep(0.02)
+    deliveries = publish(world, 1)
+    async with watching(world, monkeypatch) as ends:
+        ends.answered = lambda: world.offer(deliveries[0])
+        await in_time(lambda: world.acked == [0])
+        asked = len(ends.asked)
+        await in_time(lambda: len(ends.asked) >= asked + 3)
+    assert (world.log.reads, world.journal.statistics.fetched) == ([], 0)
+
+
+async def test_a_journal_that_is_not_open_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    world.log.hang_open = asyncio.Event()
+    async with watching(world, monkeypatch, silent_s=0.0, tick_s=0.001) as ends:
+        opened_before_it_asked: list[bool] = []
+
+        async def note() -> None:
+            opened_before_it_asked.append(world.journal.opened.is_set())
+
+        ends.answered = note
+        await in_time(lambda: world.log.opens == 1)
+        for _ in range(20):  # of its ticks
+            await asyncio.sleep(0.001)
+        world.log.hang_open.set()
+        await in_time(lambda: opened_before_it_asked == [True])
+
+
+async def test_a_look_at_a_broker_that_is_away_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    async with watching(world, monkeypatch, tick_s=0.001) as ends:
+        ends.error = KafkaConnectionError()
+        await in_time(lambda: ends.stops == 3)  # a new connection each time
+        ends.error = None
+        await in_time(lambda: ends.starts == 4)
         assert (world.journal.opened.is_set(), world.log.opens) == (True, 1)
 
 
