@@ -21,7 +21,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks.failover import PATIENCE_S, acting, until_all_run
+from benchmarks.failover import acting, until_all_run
 from skalds_streams.settings import LEASE_MS
 from skalds_streams.testing.chaos.cluster import ChaosCluster, Node
 from skalds_streams.testing.chaos.faults import in_thread
@@ -60,17 +60,18 @@ async def away(cluster: ChaosCluster, way: str, seconds: float, start_s: float) 
 
 @dataclass(slots=True)
 class Fault:
-    """What was done and seen. `back_ns`: when the port answered again."""
+    """What was done and seen. `back_ns`: when the port answered again; `all_run_ns`: when all acted again."""
 
     way: str
     away_s: float
     back_ns: int
+    all_run_ns: int
     ended: int
     left_s: float
 
     def line(self, report: Report, tasks: int) -> str:
         begun_ns = self.back_ns - int(self.away_s * 1e9)
-        runs = [item for item in report.handovers if begun_ns < item.at_ns < self.back_ns + int(PATIENCE_S * 1e9)]
+        runs = [item for item in report.handovers if begun_ns < item.at_ns <= self.all_run_ns]
         last_s = max(((item.at_ns - self.back_ns) / 1e9 for item in runs), default=None)
         again = f", the last acted again {last_s:.1f} s after it was back" if self.ended and last_s is not None else ""
         left = f"{self.left_s:.1f} s of the lease left"
@@ -86,12 +87,13 @@ async def one(cluster: ChaosCluster, way: str, seconds: float, tasks: int, start
     start_s = await away(cluster, way, seconds, start_s)
     back_ns = time.monotonic_ns()
     await until_all_run(cluster, tasks, back_ns)
+    all_run_ns = time.monotonic_ns()
     for task in watching:
         task.cancel()
     await asyncio.gather(*watching, return_exceptions=True)
     after = cluster.seen().running
     ended = sum(after[task][0] != epoch for task, (epoch, _) in before.items())
-    return Fault(way, (back_ns - begun_ns) / 1e9, back_ns, ended, min(left, default=math.nan)), start_s
+    return Fault(way, (back_ns - begun_ns) / 1e9, back_ns, all_run_ns, ended, min(left, default=math.nan)), start_s
 
 
 async def measure(directory: Path, seconds: Sequence[float], ways: Sequence[str], lease_ms: int, tasks: int) -> None:
