@@ -13,7 +13,7 @@ import signal
 import statistics
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -50,10 +50,12 @@ async def busiest(cluster: ChaosCluster) -> Node:
 
 
 @asynccontextmanager
-async def acting(directory: Path, *, lease_ms: int, tasks: int) -> AsyncIterator[ChaosCluster]:
-    """Three nodes and so many tasks, all of which act."""
+async def acting(
+    directory: Path, *, lease_ms: int, tasks: int, nodes: Sequence[str] = ("a", "b", "c")
+) -> AsyncIterator[ChaosCluster]:
+    """Nodes and so many tasks, all of which act."""
     dice = random.Random(1)  # noqa: S311  # the same in every run
-    cluster = ChaosCluster(directory, ("a", "b", "c"), lease_ms=lease_ms)
+    cluster = ChaosCluster(directory, nodes, lease_ms=lease_ms)
     try:
         await cluster.start()
         names = classes_of(tasks, dice, "Steady")
