@@ -584,6 +584,24 @@ async def test_a_killed_zygote_takes_its_hosts_down_and_comes_back(tmp_path: Pat
         await stop(again)
 
 
+async def test_while_the_zygote_stands_still_what_runs_runs_on_and_a_start_waits(tmp_path: Path) -> None:
+    async with started() as pool:
+        running = [await begin(pool, "Loop", tmp_path) for _ in range(2)]  # all that was ready
+        assert pool.zygote_pid is not None
+        os.kill(pool.zygote_pid, signal.SIGSTOP)
+        try:
+            starts = [asyncio.create_task(begin(pool, "Loop", tmp_path)) for _ in range(4)]  # more than are ready
+            for host, events in running:
+                await host.update(2, {"speed": 5})
+                await events.wait("applied")
+            assert not all(start.done() for start in starts)
+        finally:
+            os.kill(pool.zygote_pid, signal.SIGCONT)
+        for host, events in [*running, *(await asyncio.gather(*starts))]:
+            await events.wait("running")
+            assert await stop(host) == ExitInfo(0, "exit 0")
+
+
 async def test_a_lost_zygote_costs_a_task_none_of_its_restarts(tmp_path: Path) -> None:
     """From the signal to the row: supervisor, pool and hosts are real, decisions take the place of the log."""
     view, said = ClusterView(Topics.named(app="x"), {}), list[tuple[str, int]]()

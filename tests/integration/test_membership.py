@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
 import pytest
 
 from skalds_streams.devcluster import DevCluster
+from skalds_streams.devcluster.ports import free_port
 from skalds_streams.testing.chaos import processes
+from skalds_streams.testing.chaos.cluster import listeners
+from skalds_streams.testing.chaos.link import Link
 from tests.integration.system import Node, System, system_of, until
 
 pytestmark = [pytest.mark.integration, pytest.mark.anyio]
@@ -47,6 +52,20 @@ def family(node: Node) -> list[psutil.Process]:
     return [process, *process.children(recursive=True)]
 
 
+@contextmanager
+def standing_still(node: Node) -> Iterator[None]:
+    """Every process of the node is stopped meanwhile."""
+    frozen = family(node)
+    for item in frozen:
+        item.suspend()
+    try:
+        yield
+    finally:
+        for item in frozen:
+            with suppress(psutil.NoSuchProcess):  # one that was woken has reaped it
+                item.resume()
+
+
 def lines(trace: Path) -> list[str]:
     return trace.read_text().splitlines()
 
@@ -60,23 +79,28 @@ async def test_the_tasks_of_a_node_that_is_gone_for_good_run_elsewhere(system: S
     assert lines(trace) == ["start 1", "start 2"]
 
 
+async def test_a_node_that_is_frozen_for_less_than_its_lease_goes_on(system: System, tmp_path: Path) -> None:
+    first, second = await two_nodes(system)
+    task_id, trace = await running_at(system, "a", tmp_path)
+    with standing_still(first):
+        await asyncio.sleep(1)  # a quarter of the lease: this is the fault, nothing is waited for
+    await system.update(task_id, {"fps": 9, "trace": str(trace)})
+    await until(lambda: lines(trace) == ["start 1", "fps 9"], "it runs on")
+    row = await system.status(task_id, "Running", second)
+    assert (row["skald"], row["epoch"]) == ("a", 1)
+    assert "lease.lapsed" not in first.log()
+
+
 async def test_a_node_that_is_frozen_beyond_its_lease_wakes_up_without_workers(system: System, tmp_path: Path) -> None:
     first, second = await two_nodes(system)
     task_id, trace = await running_at(system, "a", tmp_path)
-    frozen = family(first)
-    hosts = [item for item in frozen if item.num_threads() > 1 and item.pid != frozen[0].pid]
+    hosts = [item for item in family(first)[1:] if item.num_threads() > 1]
     assert hosts
-    for item in frozen:
-        os.kill(item.pid, signal.SIGSTOP)
-    try:
+    with standing_still(first):
         await system.status(task_id, "Running", second, skald="b", epoch=2)
         assert all(not item.is_running() or item.status() == psutil.STATUS_ZOMBIE for item in hosts), (
             "the kernel has ended what was stopped"
         )
-    finally:
-        for item in frozen:
-            if item.is_running() and item.status() != psutil.STATUS_ZOMBIE:
-                os.kill(item.pid, signal.SIGCONT)
     await until(lambda: "lease.lapsed" in first.log(), "it notices")
     await first.ready()
     await system.cancel(task_id)
@@ -118,6 +142,31 @@ async def test_without_the_broker_workers_end_with_their_lease_and_run_again_whe
     assert lines(traces["kept"]) == ["start 1"], "it ran on, and only its epoch is new"
     await node.ready()
     assert await node.stop() == 0
+
+
+async def test_a_slow_link_costs_nothing_and_one_that_is_cut_its_tasks_run_elsewhere(tmp_path: Path) -> None:
+    link = Link(free_port(), free_port())
+    port, controller = free_port(), free_port()
+    settings = listeners(port, controller, [(link.broker_port, link)])
+    with DevCluster(tmp_path / "cluster", kafka_port=port, with_redis=False, kafka_settings=settings):
+        async with link, system_of(tmp_path, port) as system:
+            first, second = system.node("a", **SHORT, KAFKA_PORT=str(link.port)), system.node("b", **SHORT)
+            first.start()
+            second.start()
+            await first.ready()
+            await second.ready()
+            task_id, trace = await running_at(system, "a", tmp_path)
+            link.delay(0.2)
+            await system.update(task_id, {"fps": 9, "trace": str(trace)})
+            await until(lambda: lines(trace) == ["start 1", "fps 9"], "the update comes through")
+            assert "lease.lapsed" not in first.log()
+            link.drop()
+            await system.status(task_id, "Running", second, skald="b", epoch=2)
+            assert lines(trace) == ["start 1", "fps 9", "start 2"]
+            assert not [item for item in family(first) if item.name().startswith("skald:")], "its own run has ended"
+            link.heal()
+            await until(lambda: "skald.new_incarnation" in first.log(), "it is back")
+            await first.ready()
 
 
 async def test_after_a_restart_in_order_every_task_is_where_it_was(system: System, tmp_path: Path) -> None:

@@ -18,10 +18,10 @@ PIECE_BYTES = 64 * 1024
 
 
 class Link:
-    """From a port of ours to the broker's. `start` and `stop` in one loop."""
+    """From a port of ours to the broker's. `start` and `stop`, or `async with`, in one loop."""
 
     def __init__(self, port: int, broker_port: int) -> None:
-        self.port, self._broker_port = port, broker_port
+        self.port, self.broker_port = port, broker_port
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
@@ -39,6 +39,13 @@ class Link:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def __aenter__(self) -> Link:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
 
     def heal(self) -> None:
         """Let everything through again."""
@@ -66,7 +73,7 @@ class Link:
         task.add_done_callback(self._tasks.discard)
         with suppress(asyncio.CancelledError, OSError):  # only `stop` cancels
             await self._flows.wait()
-            to_broker = await asyncio.open_connection(HOST, self._broker_port)
+            to_broker = await asyncio.open_connection(HOST, self.broker_port)
             await self._pass_on((reader, writer), to_broker)
         writer.close()
 
