@@ -23,6 +23,7 @@ from faust.web.drivers import aiohttp as web_driver
 from skalds_streams.agents import assign, cancel, report, update_attachment
 from skalds_streams.edge.runtime import EdgeRuntime
 from skalds_streams.errors import ConfigError, SkaldsError
+from skalds_streams.hanging import hanging
 from skalds_streams.logging import configure_logging, quiet_libraries
 from skalds_streams.proxy.access import tls_context
 from skalds_streams.runtime import Runtime
@@ -178,7 +179,7 @@ def _end_within(seconds: float) -> threading.Timer:
     """End the process if it is still there by then. A thread, as what hangs may be the loop itself."""
 
     def end() -> None:
-        log.error("stop.took_too_long", after_s=seconds)
+        log.error("stop.took_too_long", after_s=seconds, waits_for=hanging())
         os._exit(EXIT_REFUSED)
 
     timer = threading.Timer(seconds, end)

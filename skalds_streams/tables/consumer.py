@@ -8,10 +8,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Iterable
+from contextlib import suppress
 from typing import Any
 
 import structlog
-from faust.transport.drivers.aiokafka import Consumer, ConsumerRebalanceListener
+from aiokafka.client import ConnectionGroup
+from aiokafka.errors import KafkaError as ClientError
+from aiokafka.protocol.group import LeaveGroupRequest
+from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, ConsumerRebalanceListener
+
+LEAVE_S = 1.0
+"""How long a consumer that stops waits for the group."""
 
 log = structlog.get_logger(__name__)
 
@@ -42,10 +49,48 @@ class GuardedListener(ConsumerRebalanceListener):  # type: ignore[misc]  # faust
                 coordinator._max_poll_interval = -1.0  # one that has not polled for so long does not join
 
 
+class LeavingThread(AIOKafkaConsumerThread):  # type: ignore[misc]  # faust has no types that mypy can follow
+    """Leaves also while the group rebalances. aiokafka waits for the answer to a request to join before it leaves, and
+    the broker for members that are frozen, or gone without a word.
+    """
+
+    async def on_thread_stop(self) -> None:
+        pushing = asyncio.create_task(self._push())
+        try:
+            await super().on_thread_stop()
+        finally:
+            pushing.cancel()
+
+    async def _push(self) -> None:
+        """Say that we leave by another connection, and close the one that waits."""
+        await asyncio.sleep(LEAVE_S)
+        coordinator = getattr(self._consumer, "_coordinator", None)
+        node = getattr(coordinator, "coordinator_id", None)
+        if coordinator is None or node is None:
+            return
+        log.info("group.left_in_a_rebalance")
+        client = coordinator._client
+        with suppress(ClientError, TimeoutError):
+            async with asyncio.timeout(LEAVE_S):
+                if coordinator.member_id:
+                    await client.send(node, LeaveGroupRequest(coordinator.group_id, coordinator.member_id))
+        waiting = client._conns.get((node, ConnectionGroup.COORDINATION))
+        if waiting is not None:
+            waiting.close()
+
+
 class PositionedConsumer(Consumer):  # type: ignore[misc]  # faust has no types that mypy can follow
     """`app.may_rejoin()` says whether to join again; `app.start_offset(tp)` says where a partition begins; None leaves it at the group's offset."""
 
     RebalanceListener = GuardedListener
+
+    def _new_consumer_thread(self) -> LeavingThread:
+        return LeavingThread(self, loop=self.loop, beacon=self.beacon)
+
+    def verify_event_path(self, now: float, tp: Any) -> None:
+        """Complain of a partition that is not read on, but not of the changelog: it is the journals that read that."""
+        if tp.topic not in self.app.tables.changelog_topics:
+            super().verify_event_path(now, tp)
 
     async def perform_seek(self) -> None:
         await super().perform_seek()

@@ -5,19 +5,24 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+from aiokafka import AIOKafkaConsumer
+from aiokafka.admin import NewTopic
+from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 
 from skalds_streams.devcluster import DevCluster
 from skalds_streams.devcluster.ports import free_port
 from skalds_streams.testing.chaos import processes
 from skalds_streams.testing.chaos.cluster import listeners
 from skalds_streams.testing.chaos.link import Link
-from tests.integration.system import Node, System, system_of, until
+from tests.integration.system import Node, System, admin_of, system_of, until
 
 pytestmark = [pytest.mark.integration, pytest.mark.anyio]
 
@@ -167,6 +172,51 @@ async def test_a_slow_link_costs_nothing_and_one_that_is_cut_its_tasks_run_elsew
             link.heal()
             await until(lambda: "skald.new_incarnation" in first.log(), "it is back")
             await first.ready()
+
+
+class SilentLeader(RoundRobinPartitionAssignor):
+    """Leads the group of a system while it is alone in it, then gives nobody an answer."""
+
+    name = "faust"
+    asked, may_answer = threading.Event(), threading.Event()
+
+    @classmethod
+    def assign(cls, cluster: Any, members: Any) -> Any:
+        if len(members) > 1:
+            cls.asked.set()
+            cls.may_answer.wait()
+        return super().assign(cluster, members)
+
+
+async def lead(system: System, topic: str, leads: threading.Event) -> None:
+    consumer = AIOKafkaConsumer(
+        topic,
+        bootstrap_servers=system.bootstrap,
+        group_id=f"{system.prefix}it",
+        partition_assignment_strategy=[SilentLeader],
+        session_timeout_ms=60_000,
+    )
+    async with consumer:
+        while not consumer.assignment():  # noqa: ASYNC110  # a consumer without a listener has no event
+            await asyncio.sleep(0.01)
+        leads.set()
+        await asyncio.to_thread(SilentLeader.may_answer.wait)
+
+
+async def test_a_node_can_be_stopped_while_the_group_waits_for_a_member_that_says_nothing(system: System) -> None:
+    node, topic, leads = system.node(), f"{system.prefix}led", threading.Event()
+    async with admin_of(system) as admin:
+        await admin.create_topics([NewTopic(topic, 1, 1)])
+    leading = asyncio.create_task(asyncio.to_thread(asyncio.run, lead(system, topic, leads)))
+    try:
+        await until(leads.is_set, "the group has a leader")
+        node.start()
+        await until(SilentLeader.asked.is_set, "the node has joined", 40)
+        assert await node.stop() == 0
+    finally:
+        SilentLeader.may_answer.set()
+        await leading
+    assert "stop.took_too_long" not in node.log()
 
 
 async def test_after_a_restart_in_order_every_task_is_where_it_was(system: System, tmp_path: Path) -> None:
