@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+import skalds_streams
 from skalds_streams.testing.plugin import devcluster as cluster
 
 __all__ = ["cluster"]
+
+ROOT = Path(__file__).parents[1]
+if Path(skalds_streams.__file__).parents[1] != ROOT:
+    raise pytest.UsageError(
+        f"these tests would test another copy, {skalds_streams.__file__}: from {ROOT}, run `python -m pytest`"
+    )
 
 
 @pytest.fixture
