@@ -3,14 +3,15 @@ one transaction.
 
 Rules: one transactional id a partition, so the broker refuses a predecessor whatever it still has in its buffers; the
 end offset read after opening is stable; a transaction whose outcome is unknown is never retried here, the log is
-opened again instead.
+opened again instead; and so it is when aiokafka had to ask twice for a commit, as the one that was not answered could
+come late, and commit the beginning of the next transaction (Kafka's KIP-890 is about that).
 """
 
 from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +37,7 @@ from skalds_streams.failpoints import reach
 from skalds_streams.model.changelog import ChangelogState
 from skalds_streams.model.documents import Positions
 from skalds_streams.model.record import Record
-from skalds_streams.proxy.client import log_consumer, look_at, record_of
+from skalds_streams.proxy.client import count_commits, log_consumer, look_at, record_of
 from skalds_streams.proxy.partition_count import BEGIN_AFRESH
 from skalds_streams.topics import Topics
 
@@ -86,6 +87,7 @@ class PartitionLog:
         self.partition = partition
         self._topics, self._transactional_id, self._client = topics, transactional_id, client
         self._producer: AIOKafkaProducer | None = None
+        self._commits: Callable[[], int] = lambda: 0
         self._stopping: set[asyncio.Task[None]] = set()
 
     async def open(self) -> Recovered:
@@ -120,6 +122,7 @@ class PartitionLog:
         # owner.
         await producer.begin_transaction()
         await producer.abort_transaction()
+        self._commits = count_commits(producer)
 
     async def _read(self, limit: asyncio.Timeout) -> Recovered:
         tp = TopicPartition(self._topics.changelog, self.partition)
@@ -204,6 +207,7 @@ class PartitionLog:
         producer = self._producer
         if producer is None:
             raise JournalError("the log is not open")
+        before = self._commits()
         with self._client_errors():
             async with asyncio.timeout(WRITE_TIMEOUT_S):
                 await producer.begin_transaction()
@@ -211,6 +215,8 @@ class PartitionLog:
                 await _all(futures)
                 await reach("in_transaction")
                 await producer.commit_transaction()
+        if self._commits() > before + 1:
+            raise JournalError("a commit was asked for twice: no transaction may follow under this producer's epoch")
 
     @contextmanager
     def _client_errors(self) -> Iterator[None]:

@@ -6,7 +6,7 @@ address, security, and the one tuning that has no public option.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
@@ -61,6 +61,22 @@ def check_alive(producer: AIOKafkaProducer) -> None:
         raise KafkaError(
             f"a producer's sender has died: {sender.exception() if not sender.cancelled() else 'cancelled'!r}"
         )
+
+
+def count_commits(producer: AIOKafkaProducer) -> Callable[[], int]:
+    """How often a started producer has asked to end a transaction, from now on: aiokafka asks again when it gets no
+    answer. What was not answered may be under way still.
+    """
+    sender, asked = producer._sender, 0
+    ask = sender._do_txn_commit
+
+    async def counted(commit: Any) -> None:
+        nonlocal asked
+        asked += 1
+        await ask(commit)
+
+    sender._do_txn_commit = counted
+    return lambda: asked
 
 
 def brokers_known(producer: AIOKafkaProducer) -> int:

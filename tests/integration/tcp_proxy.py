@@ -34,6 +34,8 @@ class EndTxn:
     transactional_id: str
     committed: bool
     error: int | None = None
+    hang_up: Callable[[], None] = lambda: None
+    """Ends the client's connection; what it has sent goes on to the broker."""
 
     @property
     def partition(self) -> int:
@@ -160,7 +162,7 @@ class _Connection:
         assert version <= END_TXN_VERSION_MOST, f"EndTxn of version {version}"
         (length_of_id,) = struct.unpack_from(">h", frame, at := 14 + max(0, length))
         transactional_id = frame[at + 2 : at + 2 + length_of_id].decode()
-        end = EndTxn(transactional_id, committed=frame[-1] == 1)
+        end = EndTxn(transactional_id, committed=frame[-1] == 1, hang_up=self._to_client.close)
         self._proxy.ends.append(end)
         self._unanswered[correlation] = end
         self._all_answered.clear()

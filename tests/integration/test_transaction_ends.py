@@ -28,6 +28,7 @@ from tests.integration.tcp_proxy import Cut, EndTxn, TcpProxy, listeners, pass_o
 
 pytestmark = [pytest.mark.integration, pytest.mark.anyio, pytest.mark.timeout(240)]
 
+INVALID_PRODUCER_EPOCH = 47
 SWEEP_MS = 250
 """How often the broker looks for transactions that are over their time. Its default is 10 s: then no test knows which
 of two things comes first.
@@ -82,6 +83,52 @@ async def node_behind(proxied: Proxied, system: System) -> Node:
     node.start()
     await node.ready()
     return node
+
+
+# -- the end comes twice -----------------------------------------------------------------------------------------------
+
+
+class Straggler:
+    """Hangs up on one who asks for the end of a transaction, and lets the request through when the next transaction of
+    that partition is to end: asked again meanwhile, the broker has ended the first.
+    """
+
+    def __init__(self) -> None:
+        self.late: EndTxn | None = None
+        self.next_one: EndTxn | None = None
+        self._committed = 0
+        self._may_pass = asyncio.Event()
+
+    async def before_request(self, end: EndTxn) -> None:
+        if self.late is None:
+            self.late = end
+            end.hang_up()
+            await self._may_pass.wait()
+        elif end.partition == self.late.partition and self.next_one is None:
+            self._committed += 1
+            if self._committed == 2:
+                self.next_one = end
+                self._may_pass.set()
+                late = self.late
+                await until(lambda: late.error is not None, "the broker has answered the late one")
+
+
+async def test_a_late_request_to_commit_does_not_commit_the_next_transaction(
+    proxied: Proxied, system: System, proxy: TcpProxy
+) -> None:
+    node = await node_behind(proxied, system)
+    straggler = Straggler()
+    async with streaming(system) as (stream, progress):
+        await some_progress(stream, progress)
+        proxy.before_request = straggler.before_request
+        await until(lambda: straggler.next_one is not None and straggler.next_one.error is not None, "both have ended")
+        proxy.before_request = pass_on
+        await some_progress(stream, progress)
+    assert straggler.late is not None
+    assert straggler.next_one is not None
+    assert (straggler.late.error, straggler.next_one.error) == (INVALID_PRODUCER_EPOCH, 0)
+    assert "a commit was asked for twice" in node.log()
+    await check_exactly_once(system, stream.acknowledged)
 
 
 # -- the end comes late ------------------------------------------------------------------------------------------------

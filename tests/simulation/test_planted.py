@@ -68,7 +68,10 @@ CAUGHT_BY = {
 }
 """Seeds that caught one once: asked first, to save time. When the worlds change, others do, which the output names."""
 
-KEPT = {"a_first_beat_that_is_acknowledged_late_is_no_lapse": "simulator-late-first-beat.json"}
+KEPT = {
+    "a_first_beat_that_is_acknowledged_late_is_no_lapse": "simulator-late-first-beat.json",
+    "transactions_follow_a_commit_that_was_asked_for_twice": "simulator-11555.json",
+}
 """Bugs for which hardly any seed has the ingredients, and a file of tests/histories that has them."""
 
 Caught = tuple[int | str, str] | None

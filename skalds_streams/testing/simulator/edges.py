@@ -145,6 +145,7 @@ def _exchanged(message_bytes: int) -> list[tuple[Any, str, Any]]:
         (client, "AIOKafkaConsumer", Consumer),
         (coordinator_log, "AIOKafkaProducer", Producer),
         (coordinator_log, "_discard", lambda producer: producer.stop()),
+        (coordinator_log, "count_commits", Producer.count_commits),
         (coordinator_log, "record_of", lambda item: item),
         (reports, "AIOKafkaProducer", Producer),
         (heartbeat, "AIOKafkaProducer", Producer),

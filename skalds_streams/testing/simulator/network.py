@@ -57,11 +57,17 @@ class Connection:
 class Call(Generic[T]):
     """One request with its retries. `future` gets the answer, in the context of its process."""
 
-    __slots__ = ("attempts", "connection", "deadline", "future", "link", "silence_s", "what")
+    __slots__ = ("attempts", "connection", "deadline", "future", "link", "on_attempt", "silence_s", "what")
 
     def __init__(
-        self, link: Link, what: Callable[[Reply], None], connection: Connection, deadline: float | None
+        self,
+        link: Link,
+        what: Callable[[Reply], None],
+        connection: Connection,
+        deadline: float | None,
+        on_attempt: Callable[[], object],
     ) -> None:
+        self.on_attempt = on_attempt
         self.link, self.what, self.connection, self.deadline = link, what, connection, deadline
         self.silence_s = SILENCE_S if deadline is None else min(max(deadline - link.loop.now, 0.1), SILENCE_S)
         self.future: asyncio.Future[T] = link.loop.create_future()
@@ -76,6 +82,7 @@ class Call(Generic[T]):
             self.future.set_exception(KafkaTimeoutError())
             return
         self.attempts += 1
+        self.on_attempt()
         if link.broker.is_away:
             self._again(link.rng.uniform(0.5, 2.0) * BACKOFF_S)
         elif link.partitioned:
@@ -159,17 +166,27 @@ class Link:
         """Readers that look again when the broker can be reached again; by their number."""
 
     def request(
-        self, what: Callable[[], T], connection: Connection, *, timeout_s: float | None = None
+        self,
+        what: Callable[[], T],
+        connection: Connection,
+        *,
+        timeout_s: float | None = None,
+        on_attempt: Callable[[], object] = lambda: None,
     ) -> asyncio.Future[T]:
         """Do something at the broker. Asked again until it is answered; KafkaTimeoutError after `timeout_s`."""
-        return self.deferred(lambda reply: reply(what()), connection, timeout_s=timeout_s)
+        return self.deferred(lambda reply: reply(what()), connection, timeout_s=timeout_s, on_attempt=on_attempt)
 
     def deferred(
-        self, what: Callable[[Reply], None], connection: Connection, *, timeout_s: float | None = None
+        self,
+        what: Callable[[Reply], None],
+        connection: Connection,
+        *,
+        timeout_s: float | None = None,
+        on_attempt: Callable[[], object] = lambda: None,
     ) -> asyncio.Future[Any]:
         """The same for what the broker answers in its own time."""
         deadline = None if timeout_s is None else self.loop.now + timeout_s
-        call: Call[Any] = Call(self, what, connection, deadline)
+        call: Call[Any] = Call(self, what, connection, deadline, on_attempt)
         call.attempt()
         return call.future
 
