@@ -25,7 +25,7 @@ HEALTHY = 50
 WINDOW_S = 20.0
 SETTLE_S = 3.0
 REST_S = 0.2
-RESTARTS = "  restarts of the healthy (must be 0)"
+RESTARTS = "restarts of the healthy (must be 0)"
 
 Rows = dict[str, list[float]]
 """Name → what was measured, in ms where the name says nothing else."""
@@ -50,7 +50,7 @@ async def cancels_at_once(bench: Bench, console: Console) -> Rows:
     )
     await asyncio.sleep(REST_S)
     last = max(await asyncio.gather(*(bench.cancel(task_id) for task_id in ids)))
-    return {f"{CANCELS} cancels at once → last gone": [last], "  the slowest of them alone": [own]}
+    return {f"{CANCELS} cancels at once → last gone": [last], "the slowest of them alone": [own]}
 
 
 async def pauses(bench: Bench, times: int, console: Console) -> Rows:
@@ -83,8 +83,8 @@ async def beside_a_crash_loop(bench: Bench, console: Console) -> Rows:
     restarts = sum(bench.mains(task_id) - 1 for task_id in ids)
     found = {
         f"lateness of ticks, {HEALTHY} healthy workers": alone,
-        "  beside a task that crash-loops": beside,
-        "  crashes of that one meanwhile": [float(bench.mains(crash))],
+        "lateness beside a task that crash-loops": beside,
+        "crashes of that task meanwhile": [float(bench.mains(crash))],
         RESTARTS: [float(restarts)],
     }
     await asyncio.gather(bench.drop(crash), *(bench.cancel(task_id) for task_id in ids))
