@@ -1,10 +1,11 @@
 """What a worker costs and how fast it obeys, on a broker and a skald of its own:
 
-    .venv/bin/python -m benchmarks.workers            # about a minute; --json: one JSON object on the last line
+    .venv/bin/python -m benchmarks.workers            # two minutes; --json: one JSON object on the last line
 
 Assign → main method, update → update handler, cancel → process gone, each from before the send, one task after the
 other; a burst of assigns until the last main; memory of idle workers (PSS, as forked processes share most of theirs);
-CPU at rest. Beside it, in the same run: a bare fork of a process that has the same modules loaded, a `subprocess` of
+CPU at rest. Then what `benchmarks.worker_control` measures: cancels at once, pause and resume, a crash-looping task
+among others. Beside it, in the same run: a bare fork of a process that has the same modules loaded, a `subprocess` of
 this Python, an asyncio task. Times are of CLOCK_MONOTONIC, taken in the worker itself.
 """
 
@@ -21,7 +22,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +36,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.bench_workers import VARIABLE
+from benchmarks.worker_control import RESTARTS, beside_a_crash_loop, cancels_at_once, pauses
 from skalds_streams.devcluster import DevCluster
 from skalds_streams.devcluster.ports import HOST, free_port
 from skalds_streams.testing.chaos.cluster import SOURCE, Node
@@ -45,6 +48,7 @@ REST_S = 10.0
 SETTLE_S = 3.0
 TICKS = os.sysconf("SC_CLK_TCK")
 APP = "bench"
+DATAGRAM_BYTES = 65_536
 
 
 @dataclass(slots=True)
@@ -52,11 +56,19 @@ class Told:
     """What the workers have told so far: (what, task, number) → (ns, pid)."""
 
     found: dict[tuple[str, str, int], tuple[int, int]] = field(default_factory=dict)
+    mains: Counter[str] = field(default_factory=Counter)
+    """How often main has begun, by task."""
+    late_ms: dict[tuple[str, int], list[float]] = field(default_factory=dict)
+    """What was noted until it was asked for, by task and number of the update that asked."""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def take(self, data: bytes) -> None:
         said = orjson.loads(data)
-        self.found[said["what"], said["task"], said["number"]] = said["ns"], said["pid"]
+        what, task, number = said["what"], said["task"], said["number"]
+        self.found[what, task, number] = said["ns"], said["pid"]
+        self.mains[task] += what == "main"
+        if what == "ticks":
+            self.late_ms[task, number] = said["late_ms"]
         self.changed.set()
 
     async def wait(self, what: str, task: str, number: int) -> tuple[int, int]:
@@ -74,7 +86,7 @@ def listening(path: Path) -> Iterator[Told]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind(str(path))
         sock.setblocking(False)
-        loop.add_reader(sock.fileno(), lambda: told.take(sock.recv(4096)))
+        loop.add_reader(sock.fileno(), lambda: told.take(sock.recv(DATAGRAM_BYTES)))
         try:
             yield told
         finally:
@@ -94,13 +106,14 @@ class Bench:
         await self._producer.send_and_wait(topic, value, key=task_id.encode())
         return begun
 
-    async def assign(self, task_id: str) -> int:
-        task = {"id": task_id, "className": "Idle", "source": "benchmark"}
+    async def assign(self, task_id: str, class_name: str = "Idle", **parameters: Any) -> int:
+        """The time before the send, in ns; so do all that send."""
+        task = {"id": task_id, "className": class_name, "source": "benchmark", "attachments": parameters}
         return await self._send(self._topics.assign, task_id, tasks=[task])
 
-    async def start(self, task_id: str) -> float:
+    async def start(self, task_id: str, class_name: str = "Idle", **parameters: Any) -> float:
         """ms from the assign to main."""
-        begun = await self.assign(task_id)
+        begun = await self.assign(task_id, class_name, **parameters)
         return ((await self._told.wait("main", task_id, 0))[0] - begun) / 1e6
 
     async def update(self, task_id: str, number: int) -> float:
@@ -110,13 +123,41 @@ class Bench:
 
     async def cancel(self, task_id: str) -> float:
         """ms from the cancel until the worker's process is gone."""
+        return await self._gone(task_id, self._topics.cancel)
+
+    async def pause(self, task_id: str) -> float:
+        """ms from the pause until the worker's process is gone."""
+        return await self._gone(task_id, self._topics.assign, action="pause")
+
+    async def resume(self, task_id: str) -> float:
+        """ms from the resume to main."""
+        del self._told.found["main", task_id, 0]
+        begun = await self._send(self._topics.assign, task_id, action="resume")
+        return ((await self._told.wait("main", task_id, 0))[0] - begun) / 1e6
+
+    async def drop(self, task_id: str) -> None:
+        """Cancel, without a look at what runs."""
+        await self._send(self._topics.cancel, task_id)
+
+    def mains(self, task_id: str) -> int:
+        """How often its main has begun."""
+        return self._told.mains[task_id]
+
+    async def ticks(self, ids: Sequence[str], number: int) -> list[float]:
+        """How late, in ms, each tick was that these have noted since they were asked last."""
+        await asyncio.gather(*(self._send(self._topics.update, i, attachments={"number": number}) for i in ids))
+        await asyncio.gather(*(self._told.wait("ticks", task_id, number) for task_id in ids))
+        return [late for task_id in ids for late in self._told.late_ms[task_id, number]]
+
+    async def _gone(self, task_id: str, topic: str, **document: Any) -> float:
+        """ms from this command until the worker's process is gone."""
         _, pid = await self._told.wait("main", task_id, 0)
         handle = os.pidfd_open(pid)
         gone = asyncio.Event()
         loop = asyncio.get_running_loop()
         loop.add_reader(handle, gone.set)
         try:
-            begun = await self._send(self._topics.cancel, task_id)
+            begun = await self._send(topic, task_id, **document)
             async with asyncio.timeout(PATIENCE_S):
                 await gone.wait()
             return (time.monotonic_ns() - begun) / 1e6
@@ -124,9 +165,9 @@ class Bench:
             loop.remove_reader(handle)
             os.close(handle)
 
-    async def burst(self, ids: list[str]) -> float:
+    async def burst(self, ids: list[str], class_name: str = "Idle") -> float:
         """ms from the first of these assigns to the last main."""
-        begun = min(await asyncio.gather(*(self.assign(task_id) for task_id in ids)))
+        begun = min(await asyncio.gather(*(self.assign(task_id, class_name) for task_id in ids)))
         ends = await asyncio.gather(*(self._told.wait("main", task_id, 0) for task_id in ids))
         return (max(ns for ns, _ in ends) - begun) / 1e6
 
@@ -191,8 +232,8 @@ async def task_ms() -> float:
 
 def summary(values: list[float]) -> dict[str, float]:
     ordered = sorted(values)
-    at = min(len(ordered) - 1, int(len(ordered) * 0.95))
-    return {"n": len(ordered), "p50": statistics.median(ordered), "p95": ordered[at], "max": ordered[-1]}
+    p95, p99 = (ordered[min(len(ordered) - 1, int(len(ordered) * share))] for share in (0.95, 0.99))
+    return {"n": len(ordered), "p50": statistics.median(ordered), "p95": p95, "p99": p99, "max": ordered[-1]}
 
 
 async def each(times: int, measure: Callable[[int], Awaitable[float]]) -> dict[str, float]:
@@ -223,6 +264,13 @@ async def measure(bench: Bench, times: int, burst: int, console: Console) -> dic
     share = 100 * (bench.cpu_s() - used) / (time.monotonic() - begun)
     found[f"CPU at rest with {burst} tasks, % of a core"] = summary([share])
     found["memory of an idle worker, MiB PSS"] = summary([bench.memory_mib(burst)])
+    await asyncio.gather(*(bench.cancel(task_id) for task_id in many))
+    for rows in (
+        await cancels_at_once(bench, console),
+        await pauses(bench, times, console),
+        await beside_a_crash_loop(bench, console),
+    ):
+        found |= {name: summary(values) for name, values in rows.items()}
     found["bare fork"] = summary([fork_ms() for _ in range(times)])
     found["bare subprocess"] = summary([subprocess_ms() for _ in range(times)])
     found["asyncio task"] = summary([await task_ms() for _ in range(times)])
@@ -272,15 +320,17 @@ def main(times: int, burst: int, as_json: bool) -> None:
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     machine = f"{os.cpu_count()} cores, load {load}, {platform.platform()}, Python {platform.python_version()}"
     table = Table(title=machine, title_justify="left")
-    for heading in ("ms, where nothing else is said", "n", "p50", "p95", "max"):
+    for heading in ("ms, where nothing else is said", "n", "p50", "p95", "p99", "max"):
         table.add_column(heading, justify="left" if heading.startswith("ms") else "right")
     for name, row in found.items():
-        table.add_row(name, str(row["n"]), *(f"{row[column]:.2f}" for column in ("p50", "p95", "max")))
+        table.add_row(name, str(row["n"]), *(f"{row[column]:.2f}" for column in ("p50", "p95", "p99", "max")))
     Console().print(table)
     ratio = found["assign → main"]["p50"] / found["bare subprocess"]["p50"]
     click.echo(f"assign → main takes {ratio:.2f} times as long as a bare subprocess")
     if as_json:
         click.echo(json.dumps({"machine": machine, **found}))
+    if found[RESTARTS]["max"]:
+        raise click.ClickException("a crash-looping task made healthy ones begin anew")
 
 
 if __name__ == "__main__":

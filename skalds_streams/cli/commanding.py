@@ -128,6 +128,7 @@ def _say_sent(options: Options, commands: Sequence[Command], sent: Sequence[Sent
                 "ok": True,
                 "result": "sent",
                 "reason": "",
+                "took_ms": None,
                 "sent": place.to_doc(),
                 "row": None,
             }
@@ -149,6 +150,7 @@ def _say_outcomes(options: Options, trackers: Sequence[Tracker]) -> bool:
                 "ok": outcome.ok,
                 "result": outcome.word,
                 "reason": outcome.reason,
+                "took_ms": outcome.took_ms,
                 "sent": tracker.sent.to_doc(),
                 "row": tracker.row_doc(),
             }
@@ -157,7 +159,8 @@ def _say_outcomes(options: Options, trackers: Sequence[Tracker]) -> bool:
         print_json({"ok": ok, "tasks": docs})
     for tracker, outcome in outcomes:
         if outcome.ok and not options.json:
-            out().print(text(f"{tracker.task_id}: {outcome.reason}", GOOD))
+            took = f", {outcome.took_ms / 1000:.3f} s after it was asked" if outcome.took_ms is not None else ""
+            out().print(text(f"{tracker.task_id}: {outcome.reason}{took}", GOOD))
         elif not outcome.ok:
             err().print(text(f"Error: {tracker.task_id}: {one_line(outcome.reason)}", BAD))
     return ok

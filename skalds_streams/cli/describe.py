@@ -34,13 +34,14 @@ from skalds_streams.cli.rows import (
     status_suffix,
     tries_words,
 )
+from skalds_streams.core.control import CANCEL
 from skalds_streams.core.placement import EXPECTED_BACK
 from skalds_streams.core.row import Cause, Row
 from skalds_streams.errors import SkaldsError
 from skalds_streams.projections.masking import error_reason, error_text, masked_doc, text_cleaner
 from skalds_streams.replay.reader import open_reader
 from skalds_streams.replay.recording import Entry
-from skalds_streams.web.words import WANTED, cause_words, situation, waiting_reasons
+from skalds_streams.web.words import WANTED, cause_words, controls_told, situation, waiting_reasons
 
 HISTORY_MOST = 20
 
@@ -150,17 +151,32 @@ def facts(row: Row, table: Table, words: frozenset[str], now: int) -> Iterator[t
     yield "weight", f"{row.weight}, priority {row.priority}" + _restarts(row)
     if row.attempt:
         yield "crashes", tries_words(row, now)
+    yield from _times(row)
+    yield "last change", f"{when(row.updated_at_ms)}, revision {row.revision}: {one_line(cause_words(row.why, clean))}"
+    if row.note:
+        yield "note", one_line(clean(row.note))
+
+
+def _times(row: Row) -> Iterator[tuple[str, str]]:
+    """When it was asked, and when it was so."""
+    by_an_older_version = row.cancel_at_ms and CANCEL not in row.controls
     for name, at_ms in (
         ("assigned", row.assign_at_ms),
-        ("cancelled", row.cancel_at_ms),
-        ("ended", row.cancel_applied_at_ms),
+        ("cancelled", row.cancel_at_ms if by_an_older_version else 0),
+        ("ended", row.cancel_applied_at_ms if by_an_older_version else 0),
         ("running since", row.running_since_ms),
     ):
         if at_ms:
             yield name, when(at_ms)
-    yield "last change", f"{when(row.updated_at_ms)}, revision {row.revision}: {one_line(cause_words(row.why, clean))}"
-    if row.note:
-        yield "note", one_line(clean(row.note))
+    for told in controls_told(row):
+        asked = f"asked {when(told.asked_at_ms)} by {told.by}"
+        if told.run:
+            yield told.name, f"{asked}, applied {when(told.applied_at_ms)}, after {told.took}: {told.run}"
+        elif told.superseded:
+            at = f" at {when(told.superseded_at_ms)}" if told.superseded_at_ms else ""
+            yield told.name, f"{asked}, superseded by {told.superseded}{at}"
+        else:
+            yield told.name, f"{asked}, not applied yet"
 
 
 def _restarts(row: Row) -> str:

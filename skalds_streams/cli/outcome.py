@@ -7,7 +7,7 @@ The task's records count from the one that names our event as its cause; what is
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from skalds_streams.cli.kafka import Sent
@@ -22,11 +22,15 @@ Clean = Callable[[Any], Any]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How it ended. `word` for scripts ("running", "applied", "refused", "timeout" …), `reason` for people."""
+    """How it ended. `word` for scripts ("running", "applied", "refused", "timeout" …), `reason` for people.
+
+    `took_ms`: from the time of the record until what it asks was so, for cancel, pause, resume and restart.
+    """
 
     ok: bool
     word: str
     reason: str = ""
+    took_ms: int | None = None
 
 
 Settle = Callable[[Row, Row], Outcome | None]
@@ -41,6 +45,7 @@ class Tracker:
         self.task_id, self.sent = task_id, sent
         self.outcome: Outcome | None = None
         self.last: Entry | None = None
+        self._place = (sent.topic, sent.partition, sent.offset)
         self._settle, self._clean = settle, clean
         self._asked: Row | None = None
         self._said = ""
@@ -51,23 +56,22 @@ class Tracker:
             return None
         row = entry.row
         if self._asked is None:
-            if (row.why.topic, row.why.partition, row.why.offset) != (
-                self.sent.topic,
-                self.sent.partition,
-                self.sent.offset,
-            ):
+            if (row.why.topic, row.why.partition, row.why.offset) != self._place:
                 return None
             self._asked = row
         self.last = entry
-        self.outcome = self._settle(self._asked, row)
-        if self.outcome is not None:
-            self.outcome = Outcome(self.outcome.ok, self.outcome.word, self._clean(self.outcome.reason))
+        outcome = self._settle(self._asked, row)
+        if outcome is not None:
+            self.outcome = replace(outcome, reason=self._clean(outcome.reason), took_ms=self._took_ms(row))
             return None
         line = status_line(row, self._clean)
         if line == self._said:
             return None
         self._said = line
         return line
+
+    def _took_ms(self, row: Row) -> int | None:
+        return next((item.took_ms for item in row.controls.values() if item.place == self._place), None)
 
     def see_deadletter(self, letter: Record) -> None:
         """Take a dead letter; settled when it is our event."""

@@ -172,7 +172,7 @@ def _cells(row: Row, members: Members, words: frozenset[str], now: int) -> list[
     return [
         text(one_line(row.task_id)),
         text(one_line(row.class_name or "–")),
-        status_text(row.status, status_suffix(row)),
+        status_text(row.status, status_suffix(row, now)),
         text(one_line(skald), "" if state in (None, "up") else BAD),
         text(row.epoch),
         text(tries_words(row, now), BAD if looping else ""),

@@ -6,8 +6,9 @@ from collections.abc import Collection
 from typing import Any
 
 from skalds_streams.cli.output import duration, one_line
+from skalds_streams.core.control import CANCEL, PAUSE, RESTART
 from skalds_streams.core.membership import Members
-from skalds_streams.core.row import Row, Wanted
+from skalds_streams.core.row import Release, Row, Wanted
 from skalds_streams.projections.masking import masked_parameters
 from skalds_streams.web.documents import compact_json, is_crash_looping, since_ms, task_doc
 from skalds_streams.web.words import crashes, update_state
@@ -33,15 +34,21 @@ def holder_state(row: Row, members: Members) -> str | None:
     return "silent" if members.is_silent(member) else member.state
 
 
-def status_suffix(row: Row) -> str:
-    """What is asked of a holder that has not done it yet."""
+def status_suffix(row: Row, now_ms: int = 0) -> str:
+    """What is asked of a holder that has not done it yet; with now_ms also for how long: " (pausing, 3s)"."""
     if row.holder is None:
         return ""
-    if row.wanted is Wanted.CANCEL:
-        return " (cancelling)"
-    if row.wanted is Wanted.PAUSE:
-        return " (pausing)"
-    return {"restart": " (restarting)", "move": " (moving)"}.get(row.release or "", "")
+    by_wish, by_release = _ASKED.get(row.wanted), _RELEASED.get(row.release) if row.release is not None else None
+    if (told := by_wish or by_release) is None:
+        return ""
+    asked, doing = told
+    control = row.controls.get(asked)
+    since = f", {duration(now_ms - control.asked_at_ms)}" if now_ms and control is not None and control.is_open else ""
+    return f" ({doing}{since})"
+
+
+_ASKED = {Wanted.CANCEL: (CANCEL, "cancelling"), Wanted.PAUSE: (PAUSE, "pausing")}
+_RELEASED = {Release.RESTART: (RESTART, "restarting"), Release.MOVE: ("", "moving")}
 
 
 def tries_words(row: Row, now_ms: int) -> str:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from skalds_streams.core import events
+from skalds_streams.core.control import acknowledged, superseded
 from skalds_streams.core.found import completed
 from skalds_streams.core.moves import let_go, moved, settled
 from skalds_streams.core.patch import merge_patch
@@ -24,11 +25,8 @@ from skalds_streams.core.placement import Choice
 from skalds_streams.core.restarts import attempts_after_crash, backoff_ms
 from skalds_streams.core.row import Cause, Holder, Release, Row, Status, Wanted
 from skalds_streams.core.transitions import Step, step
+from skalds_streams.core.unanswered import kept_for_a_refusal, still_unanswered
 
-UNANSWERED_MOST = 64
-UNANSWERED_CHARS = 300_000
-"""Updates of one task that can be under way and still be undone by a refusal: so many, and so much text of them, as the
-row must fit into a record."""
 AHEAD_MS = 50
 """How far ahead of ours a broker's clock may be. A time beyond counts as now; clamping all would make ties of an order
 that is known."""
@@ -84,12 +82,13 @@ def decide(row: Row | None, event: events.Event, context: Context) -> Decision:
     if isinstance(changed, str):
         return Decision(ignored=changed)
     placed, choice = _place(changed, context)
+    told = acknowledged(row, placed, event, now_ms=context.now_ms, sent_ms=_sent_at(event.cause, context))
     if row is not None and placed == row:
         if not isinstance(event, events.Command):
             return Decision(ignored="changes nothing")
-        placed = replace(placed, note=NOTHING_CHANGED)
+        told = replace(told, note=NOTHING_CHANGED)
     return Decision(
-        replace(placed, revision=placed.revision + 1, why=event.cause, updated_at_ms=context.now_ms),
+        replace(told, revision=placed.revision + 1, why=event.cause, updated_at_ms=context.now_ms),
         choice=choice,
         forget=isinstance(event, events.Expired),
     )
@@ -126,11 +125,11 @@ def _assign(row: Row, event: events.Assign, context: Context) -> Row:
     if event.release is Release.MOVE and event.spec == events.TaskSpec():
         return moved(row, event.to)
     if event.origin is not None and _sent_at(event.cause, context) < row.assign_at_ms:
-        return replace(row, note=f"superseded by assign at {row.assign_at_ms}")
+        return superseded(row, "assign", row.assign_at_ms)
     at_ms = _time_of(event.cause, row.assign_at_ms, context)
     described = _described(replace(row, assign_at_ms=at_ms), event.spec, at_ms)
     if at_ms <= row.cancel_at_ms:
-        return replace(described, note=f"superseded by cancel at {row.cancel_at_ms}")
+        return superseded(described, "cancel", row.cancel_at_ms)
     if row.is_over or described.class_name != row.class_name:
         described = replace(described, first_epoch=row.epoch + 1)
     asked = event.release
@@ -180,23 +179,7 @@ def _parameters(row: Row, attachments: dict[str, Any], at_ms: int) -> dict[str, 
     if attachments == row.attachments:
         return {"update_at_ms": at_ms}
     changes = {"attachments": attachments, "attachments_version": row.attachments_version + 1, "update_at_ms": at_ms}
-    return changes if row.holder is None else {**changes, "unanswered": _unanswered(row)}
-
-
-def _unanswered(row: Row) -> dict[str, Any]:
-    """The parameters that a refusal would bring back: those that run, and those that were sent after them."""
-    kept: dict[str, Any] = dict(row.unanswered)
-    began = row.applied_version if row.status is Status.RUNNING else row.attachments_version
-    kept[str(row.attachments_version if kept else began)] = row.attachments
-    runs, *later = sorted(kept, key=int)
-    left = UNANSWERED_CHARS - len(repr(kept[runs]))
-    fitting: list[str] = []
-    for version in reversed(later[-UNANSWERED_MOST:]):
-        left -= len(repr(kept[version]))
-        if left < 0:
-            break
-        fitting.append(version)
-    return {version: kept[version] for version in [runs, *reversed(fitting)]}
+    return changes if row.holder is None else {**changes, "unanswered": kept_for_a_refusal(row)}
 
 
 def _pause(row: Row) -> Row:
@@ -211,7 +194,7 @@ def _cancel(row: Row, event: events.Cancel, context: Context) -> Row:
     at_ms = _time_of(event.cause, row.cancel_at_ms, context)
     row = replace(row, cancel_at_ms=at_ms)
     if at_ms < row.assign_at_ms:
-        return replace(row, note=f"superseded by assign at {row.assign_at_ms}")
+        return superseded(row, "assign", row.assign_at_ms)
     if row.is_terminal:
         return replace(row, wanted=Wanted.CANCEL, note=f"already {row.status.value}")
     if row.holder is not None:
@@ -233,7 +216,7 @@ def _cancelled(row: Row, context: Context) -> Row:
 def _update(row: Row, event: events.Update, context: Context) -> Row:
     by_assign = row.update_at_ms == row.assign_at_ms
     if (by_assign or event.origin is not None) and _sent_at(event.cause, context) < row.update_at_ms:
-        return replace(row, note=f"superseded by {'assign' if by_assign else 'update'} at {row.update_at_ms}")
+        return superseded(row, "assign" if by_assign else "update", row.update_at_ms)
     at_ms = _time_of(event.cause, row.update_at_ms, context)
     new = merge_patch(row.attachments or {}, event.attachments) if event.merge else event.attachments
     return replace(row, **_parameters(row, dict(new), at_ms))
@@ -246,7 +229,8 @@ def _report(row: Row, event: events.Report, context: Context) -> Row | str:
     holder = row.holder
     if holder is None or (holder.epoch, holder.incarnation) != (event.epoch, event.incarnation):
         return "not of the present run"
-    row = replace(row, note=None)
+    how_hard = ", ".join(event.steps) if isinstance(event, events.Ended) else ""
+    row = replace(row, note=how_hard or None)
     return _ON_REPORT[type(event)](row, event, context)
 
 
@@ -259,16 +243,9 @@ def _running(row: Row, event: events.Running, context: Context) -> Row | str:
         running_since_ms=context.now_ms,
         applied_version=event.version,
         applied_at_ms=context.now_ms,
-        unanswered=_after(row, event.version),
+        unanswered=still_unanswered(row, event.version),
         refused=None,
     )
-
-
-def _after(row: Row, version: int) -> dict[str, Any]:
-    """What is still under way once `version` is what runs."""
-    if version >= row.attachments_version:
-        return {}
-    return {number: value for number, value in row.unanswered.items() if int(number) >= version}
 
 
 def _applied(row: Row, event: events.Applied, context: Context) -> Row | str:
@@ -278,7 +255,7 @@ def _applied(row: Row, event: events.Applied, context: Context) -> Row | str:
         row,
         applied_version=event.version,
         applied_at_ms=context.now_ms,
-        unanswered=_after(row, event.version),
+        unanswered=still_unanswered(row, event.version),
         refused=None,
     )
 
@@ -313,11 +290,10 @@ def _settled(row: Row, context: Context) -> Row | None:
 
 
 def _stopped(row: Row, event: events.Stopped, context: Context) -> Row:
-    note = ", ".join(event.steps) or None
     settled = _settled(row, context)
     if settled is None:
         settled = replace(_freed(row, elsewhere=event.elsewhere), status=step(row.status, Step.FREE))
-    return replace(settled, note=note)
+    return settled
 
 
 def _lost(row: Row, event: events.Lost, context: Context) -> Row:

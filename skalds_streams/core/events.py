@@ -48,6 +48,8 @@ class Assign(Command):
     then: Wanted = Wanted.RUN
     release: Release | None = None
     """Ask the holder to stop first, then place anew (action restart or move)."""
+    resume: bool = False
+    """It was said to be one (action resume). It does what any assign does; this is for its acknowledgement."""
     to: str | None = None
     """Of a move: the skald that is preferred this once. It pins nothing."""
 
@@ -98,24 +100,29 @@ class Refused(Report):
 
 
 @dataclass(frozen=True, slots=True)
-class Stopped(Report):
-    """The run has ended because it was asked to, or because its node could not go on with it; reaped.
-
-    `steps`: how hard it was, e.g. ("SIGTERM after 5 s",). `elsewhere`: who had it could not even begin, so another is
-    to have it, if one can.
-    """
+class Ended(Report):
+    """Base of what a skald says of a run's end; reaped. `steps`: how hard it was, e.g. ("SIGTERM after 5 s",)."""
 
     steps: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped(Ended):
+    """The run has ended because it was asked to, or because its node could not go on with it.
+
+    `elsewhere`: who had it could not even begin, so another is to have it, if one can.
+    """
+
     elsewhere: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Finished(Report):
+class Finished(Ended):
     """The worker's main method returned."""
 
 
 @dataclass(frozen=True, slots=True)
-class Failed(Report):
+class Failed(Ended):
     """The run ended by itself, badly."""
 
     error: Json | None = None

@@ -79,6 +79,40 @@ NO_CAUSE = Cause("none", "", -1, -1, 0)
 
 
 @dataclass(frozen=True, slots=True)
+class Control:
+    """A cancel, pause, resume or restart, and what became of it: `topic`, `partition` and `offset` of the record that
+    asked for it, its time, and when it was applied, or by what it was superseded. Until then it is open.
+
+    `epoch`, `version`: the run that it was applied to, and the parameters which that had: for cancel and pause the one
+    that has ended (0 if there was none), for resume and restart the one whose main method has begun.
+    """
+
+    topic: str
+    partition: int
+    offset: int
+    asked_at_ms: int
+    applied_at_ms: int = 0
+    epoch: int = 0
+    version: int = 0
+    superseded_by: Cause | None = None
+
+    @property
+    def place(self) -> tuple[str, int, int]:
+        """The record that asked: (topic, partition, offset)."""
+        return (self.topic, self.partition, self.offset)
+
+    @property
+    def took_ms(self) -> int | None:
+        """From asked to applied, None when it is not. Clocks of two machines may differ by more than it took."""
+        return max(self.applied_at_ms - self.asked_at_ms, 0) if self.applied_at_ms else None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is neither applied nor superseded."""
+        return self.applied_at_ms == 0 and self.superseded_by is None
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """See the module. Times are integer milliseconds since the epoch; 0 means never."""
 
@@ -110,6 +144,8 @@ class Row:
     update_at_ms: int = 0
     """Time of the parameters. Equal to `assign_at_ms` when the last assign brought them."""
     cancel_applied_at_ms: int = 0
+    controls: Mapping[str, Control] = field(default_factory=dict)
+    """The last cancel, pause, resume and restart, by that name (`core.control`)."""
     attempt: int = 0
     """Crashes since the last stable minute."""
     retry_at_ms: int = 0
@@ -155,6 +191,7 @@ class Row:
         for name in _NAMES:
             value = getattr(self, name)
             doc[name] = _plain(value) if isinstance(value, Holder | Cause) else value
+        doc["controls"] = {name: _control_doc(control) for name, control in self.controls.items()}
         return doc
 
     def public_doc(self) -> dict[str, Any]:
@@ -211,17 +248,35 @@ def _cause(kind: str, topic: str, partition: int, offset: int, at_ms: int, reaso
     return cause
 
 
-def _plain(value: Holder | Cause) -> dict[str, Any]:
+def _plain(value: Holder | Cause | Control) -> dict[str, Any]:
     return {item.name: getattr(value, item.name) for item in fields(value)}
 
 
+def _control_doc(control: Control) -> dict[str, Any]:
+    by = control.superseded_by
+    return {**_plain(control), "superseded_by": _plain(by) if by is not None else None}
+
+
+def _controls(docs: Json) -> dict[str, Control]:
+    return {name: _control(doc) for name, doc in docs.items()}
+
+
+def _control(doc: Json) -> Control:
+    values = {name: doc[name] for name in _CONTROL_NAMES if name in doc}
+    if values.get("superseded_by") is not None:
+        values["superseded_by"] = _cause(**values["superseded_by"])
+    return Control(**values)
+
+
 _NAMES = tuple(item.name for item in fields(Row))
+_CONTROL_NAMES = tuple(item.name for item in fields(Control))
 _READERS: Mapping[str, Any] = {
     "wanted": Wanted,
     "status": Status,
     "release": Release,
     "holder": lambda doc: _holder(**doc),
     "why": lambda doc: _cause(**doc),
+    "controls": _controls,
 }
 _VALUES = itemgetter(*_NAMES)
 _ASSIGN = tuple(getattr(Row, name).__set__ for name in _NAMES)

@@ -175,7 +175,8 @@ def _assign(
     then = Wanted.PAUSE if action == "pause" else Wanted.RUN
     release = {"restart": Release.RESTART, "move": Release.MOVE}.get(action or "")
     target = to or None if release is Release.MOVE else None
-    return events.Assign(task_id, cause, spec=spec, then=then, release=release, to=target, **origin)
+    resume = action == "resume"
+    return events.Assign(task_id, cause, spec=spec, then=then, release=release, resume=resume, to=target, **origin)
 
 
 _SPEC_FIELDS = (
@@ -299,8 +300,9 @@ def _report(record: Record, doc: dict[str, Any], task_id: str, limits: Limits) -
         more["error"] = _error(doc.get("error"))
     if kind == "Failed":
         more["retryable"] = bool(doc.get("retryable", True))
-    if kind == "Stopped":
+    if kind in ("Stopped", "Finished", "Failed"):
         more["steps"] = tuple(str(_text(item)) for item in (doc.get("steps") or ())[:MAX_STEPS])
+    if kind == "Stopped":
         more["elsewhere"] = bool(doc.get("elsewhere"))
     return _RUN_REPORTS[kind](task_id, cause, integer(doc["epoch"]), str(doc["incarnation"])[:MAX_NAME], **more)
 

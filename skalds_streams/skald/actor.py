@@ -267,12 +267,13 @@ class Actor:
         """
         event, what = self._ended or {}, exit_info.reason if exit_info is not None else "never started"
         steps = list(self._host.steps) if self._host is not None else []
+        hard: dict[str, Any] = {"steps": steps} if steps else {}
         if event.get("op") == "finished":
-            self._reporter.say("Finished", self.task_id, self.epoch)
+            self._reporter.say("Finished", self.task_id, self.epoch, **hard)
         elif event.get("op") == "failed":
             error, retryable = event.get("error"), bool(event.get("retryable", True))
             error = {**error, "output": list(last_lines)} if isinstance(error, dict) else error
-            self._reporter.say("Failed", self.task_id, self.epoch, error=error, retryable=retryable)
+            self._reporter.say("Failed", self.task_id, self.epoch, error=error, retryable=retryable, **hard)
         elif self._stop_reason in SILENT or self._ended_by_lapse(what):
             log.debug("actor.left", task=self.task_id, epoch=self.epoch)
         elif self._stop_reason is not None:
@@ -281,7 +282,7 @@ class Actor:
             self._reporter.say("Stopped", self.task_id, self.epoch, reason=what, steps=[])
         else:
             error = {**(self._stalled or _unexpected(event, exit_info, steps)), "output": list(last_lines)}
-            self._reporter.say("Failed", self.task_id, self.epoch, error=error, retryable=True)
+            self._reporter.say("Failed", self.task_id, self.epoch, error=error, retryable=True, **hard)
 
 
 def _unexpected(event: dict[str, Any], exit_info: ExitInfo | None, steps: Sequence[str]) -> dict[str, Any]:

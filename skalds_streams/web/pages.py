@@ -22,7 +22,16 @@ from skalds_streams.web.api import select, task_counts
 from skalds_streams.web.context import WebContext
 from skalds_streams.web.documents import brief_doc, member_docs, since_ms, task_doc, task_href, web_link
 from skalds_streams.web.logs import Logs
-from skalds_streams.web.words import WANTED, cause_words, crashes, not_ready, relative, situation, waiting_reasons
+from skalds_streams.web.words import (
+    WANTED,
+    cause_words,
+    controls_told,
+    crashes,
+    not_ready,
+    relative,
+    situation,
+    waiting_reasons,
+)
 
 TEMPLATES = Path(__file__).parent / "templates"
 STATIC = Path(__file__).parent / "static"
@@ -91,6 +100,7 @@ class Pages:
             "brief": brief_doc(row, self._words, self._context.now_ms(), paths),
             "situation": told,
             "wanted": WANTED[row.wanted],
+            "controls": controls_told(row),
             "cause": cause_words(row.why, clean),
             "waiting": waiting_reasons(row, clean),
             "crashes": crashes(row.attempt) if row.attempt else "none",

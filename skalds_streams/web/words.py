@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from skalds_streams.core.control import CANCEL, PAUSE
 from skalds_streams.core.placement import EXPECTED_BACK
-from skalds_streams.core.row import Cause, Release, Row, Status, Wanted
+from skalds_streams.core.row import Cause, Control, Release, Row, Status, Wanted
 from skalds_streams.projections.masking import error_text
 
 Clean = Callable[[Any], Any]
@@ -48,7 +49,8 @@ def situation(row: Row, clean: Clean) -> Situation:
         return _waiting(row, clean)
     if row.status is Status.FAILED:
         failure = error_text(clean(row.error)) or "failed without a word"
-        return Situation(f"{failure} ({clean(row.note)})" if row.note else failure, tone="bad")
+        says_more = row.note is not None and row.note not in failure
+        return Situation(f"{failure} ({clean(row.note)})" if says_more else failure, tone="bad")
     return _noted(row, clean)
 
 
@@ -108,6 +110,55 @@ def update_state(row: Row) -> UpdateState | None:
     if row.refused is not None and row.refused.get("version") == row.attachments_version:
         return "refused"
     return "pending"
+
+
+@dataclass(frozen=True, slots=True)
+class ControlTold:
+    """A cancel, pause, resume or restart in words: `by` is the record that asked. Open while `run` and `superseded` are
+    empty. `took`: from asked to applied; `run`: what it was applied to. `superseded`: by what, with the time of that
+    where its place is not known.
+    """
+
+    name: str
+    asked_at_ms: int
+    by: str
+    applied_at_ms: int = 0
+    took: str = ""
+    run: str = ""
+    superseded: str = ""
+    superseded_at_ms: int = 0
+
+
+def controls_told(row: Row) -> list[ControlTold]:
+    """The last of each kind, in the order in which they were asked."""
+    by_time = sorted(row.controls.items(), key=lambda item: item[1].asked_at_ms)
+    return [_control_told(name, control) for name, control in by_time]
+
+
+def _control_told(name: str, control: Control) -> ControlTold:
+    told = ControlTold(name, control.asked_at_ms, place_words(*control.place))
+    if control.took_ms is not None:
+        took = f"{control.took_ms / 1000:.3f} s"
+        return replace(told, applied_at_ms=control.applied_at_ms, took=took, run=_run_words(name, control))
+    winner = control.superseded_by
+    if winner is None:
+        return told
+    if winner.topic:
+        at = place_words(winner.topic, winner.partition, winner.offset)
+        return replace(told, superseded=f"{winner.kind} {at}")
+    return replace(told, superseded=f"an earlier {winner.kind}", superseded_at_ms=winner.at_ms)
+
+
+def _run_words(name: str, control: Control) -> str:
+    if not control.epoch:
+        return "nothing had run"
+    version = f" with version {control.version} of the parameters" if control.version else ""
+    return f"epoch {control.epoch}{version} " + ("has ended" if name in (CANCEL, PAUSE) else "runs")
+
+
+def place_words(topic: str, partition: int, offset: int) -> str:
+    """ "task.assign/3@17"."""
+    return f"{topic}/{partition}@{offset}"
 
 
 def cause_words(cause: Cause, clean: Clean) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from pydantic import BaseModel, Field, SecretStr
@@ -69,6 +70,19 @@ class Slow(Idle):
     @release_handler
     def release(self) -> None:
         time.sleep(2)
+
+
+class Deaf(Idle):
+    """Does not obey: every run of it has to be killed."""
+
+    release_s = 0.2
+    terminate_s = 0.2
+
+    @run_main_handler
+    def main(self) -> None:
+        while True:
+            with suppress(BaseException):
+                time.sleep(60)
 
 
 class OneShotParams(BaseModel):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import sys
 import time
@@ -45,6 +46,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.anyio]
 ROOT = Path(__file__).parents[2]
 PARTITIONS = 3
 INCARNATION = "s1-life"
+TOOK = r"\d+\.\d{3} s after it was asked"
 CODE = "from skalds_streams.cli import main; main(prog_name='skalds-streams')"
 
 
@@ -278,7 +280,7 @@ async def test_assign_update_cancel_and_what_is_shown_of_them(system: System) ->
 
     said = await system.call("cancel", "cam-1")
     assert (said.code, said.err) == (0, "")
-    assert said.out.splitlines()[-1] == "cam-1: cancelled"
+    assert re.fullmatch(rf"cam-1: cancelled, {TOOK}", said.out.splitlines()[-1])
     assert "hunter2" not in str(doc)
 
 
@@ -307,11 +309,18 @@ async def test_assign_a_file_and_a_failure(system: System, tmp_path: Path) -> No
 async def test_pause_resume_and_restart(system: System) -> None:
     assert (await system.call("assign", "cam-1", "--class", "Cam", "--no-wait")).out.startswith("cam-1: sent, ")
     said = await system.call("assign", "cam-1", "--action", "pause")
-    assert (said.code, said.out.splitlines()[-1]) == (0, "cam-1: paused")
+    assert (said.code, bool(re.fullmatch(rf"cam-1: paused, {TOOK}", said.out.splitlines()[-1]))) == (0, True)
     said = await system.call("assign", "cam-1", "--action", "resume")
-    assert (said.code, said.out.splitlines()[-1]) == (0, "cam-1: running on s1 (epoch 2)")
-    said = await system.call("assign", "cam-1", "--action", "restart")
-    assert (said.code, said.out.splitlines()[-1]) == (0, "cam-1: running on s1 (epoch 3)")
+    assert said.code == 0
+    assert re.fullmatch(rf"cam-1: running on s1 \(epoch 2\), {TOOK}", said.out.splitlines()[-1])
+    said = await system.call("assign", "cam-1", "--action", "restart", "-o", "json")
+    (task,) = said.doc["tasks"]
+    assert (said.code, task["reason"]) == (0, "running on s1 (epoch 3)")
+    told = task["row"]["controls"]["restart"]
+    assert (task["took_ms"], told["epoch"]) == (told["applied_at_ms"] - told["asked_at_ms"], 3)
+    said = await system.call("describe", "cam-1")
+    for name in ("pause", "resume", "restart"):
+        assert re.search(rf"\n  {name} +asked .* by \S*task.assign/\d@\d+, applied ", said.out), said.out
 
 
 async def test_what_no_coordinator_would_accept_is_not_sent(system: System) -> None:

@@ -41,6 +41,32 @@ async def test_assign_update_cancel_are_acknowledged_in_the_history(system: Syst
     assert await node.stop() == 0
 
 
+async def test_pause_resume_restart_and_cancel_are_acknowledged_with_how_hard_they_were(system: System) -> None:
+    node = system.node()
+    node.start()
+    await node.ready()
+    await system.assign("t", "Deaf")
+    await system.status("t", "Running", epoch=1)
+    sent: dict[str, Any] = {}
+    for action, status, epoch in (("pause", "Paused", 1), ("resume", "Running", 2), ("restart", "Running", 3)):
+        sent[action] = await system.assign("t", None, action=action)
+        await system.status("t", status, epoch=epoch, wanted="pause" if action == "pause" else "run")
+    sent["cancel"] = await system.cancel("t")
+    row = await system.status("t", "Cancelled", holder=None)
+    for action, epoch in (("pause", 1), ("resume", 2), ("restart", 3), ("cancel", 3)):
+        told, record = row["controls"][action], sent[action]
+        assert (told["topic"], told["partition"], told["offset"]) == (record.topic, record.partition, record.offset)
+        assert (told["epoch"], told["superseded_by"]) == (epoch, None), action
+        assert told["applied_at_ms"] >= told["asked_at_ms"] == record.timestamp > 0
+    history = await system.history("t")
+    stops = [item for item in history if item["why"]["kind"] == "Stopped"]
+    assert [item["note"] for item in stops] == 3 * ["SIGTERM after 0.2 s, SIGKILL after 0.2 s"]
+    assert history[-1]["controls"] == row["controls"]
+    paused = next(item for item in history if item["status"] == "Paused")
+    assert paused["controls"]["pause"]["applied_at_ms"] == paused["updated_at_ms"]
+    assert await node.stop() == 0
+
+
 async def test_a_finished_task_ends_and_a_crashing_one_is_tried_again(system: System) -> None:
     node = system.node()
     node.start()

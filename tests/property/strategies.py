@@ -47,6 +47,7 @@ class Move:
     spec: events.TaskSpec = field(default_factory=events.TaskSpec)
     then: Wanted = Wanted.RUN
     release: Release | None = None
+    resume: bool = False
     parameters: Any = None
     merge: bool = False
     origin: str | None = None
@@ -70,7 +71,10 @@ class Move:
             {} if self.origin is None else {"origin": self.origin, "origin_offset": self.origin_offset}
         )
         if self.kind == "assign":
-            return events.Assign("t", cause, spec=self.spec, then=self.then, release=self.release, **origin)
+            release = self.release
+            return events.Assign(
+                "t", cause, spec=self.spec, then=self.then, release=release, resume=self.resume, **origin
+            )
         if self.kind == "cancel":
             return events.Cancel("t", cause, **origin)
         if self.kind == "update":
@@ -128,13 +132,14 @@ def move_of(data: bytes) -> Move:
     return Move(
         kind=_pick(_KINDS, data[0]),
         at_ms=int.from_bytes(data[1:3], "big") % 6_000 - 50,
-        now_ms=int.from_bytes(data[3:5], "big") % 5_000,
+        now_ms=int.from_bytes(data[3:5], "big") % 5_000 or 1,  # 0 is never
         spec=_pick(_SPECS, data[5]),
         then=_pick((Wanted.RUN, Wanted.RUN, Wanted.PAUSE), data[6]),
         release=_pick((None, None, None, Release.RESTART, Release.MOVE), data[7]),
         parameters=_pick(_PARAMETERS, data[8]),
         merge=bool(data[9] & 1),
         retryable=bool(data[9] & 2),
+        resume=data[9] & 12 == 12,
         origin=_pick((None, None, "task.assign/3", "task.cancel/1"), data[10]),
         origin_offset=data[11] % 20,
         epoch=_pick(_OFTEN_0, data[12]),

@@ -12,12 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skalds_streams.core import events
-from skalds_streams.core.decide import AHEAD_MS, Context, decide
+from skalds_streams.core.control import CANCEL, PAUSE, RESTART, RESUME, SUPERSEDED, broken_controls
+from skalds_streams.core.decide import AHEAD_MS, NOTHING_CHANGED, Context, decide
 from skalds_streams.core.invariants import check_step
 from skalds_streams.core.placement import Choice
 from skalds_streams.core.row import NO_CAUSE, Cause, Release, Row, Wanted
 from skalds_streams.model.changelog import ChangelogState
 from skalds_streams.model.documents import Positions, decode_positions, decode_row, encode_positions, encode_row
+from tests.fuzz.wire import placeless
 from tests.property.strategies import (
     COMMAND_MOVES,
     COMMANDS,
@@ -42,6 +44,7 @@ def play(moves: Sequence[Move], row: Row | None = None) -> list[Row]:
         if decision.row is None:
             continue
         check_step(row, decision.row)
+        assert not list(broken_controls(row, decision.row))
         rows.append(decision.row)
         row = None if decision.forget else decision.row
         if row is None:
@@ -79,6 +82,30 @@ def test_a_command_that_is_not_a_copy_is_always_recorded(moves: list[Move]) -> N
         if move.kind in COMMANDS and decision.row is None:
             assert decision.ignored == "forwarded twice"
         row = None if decision.forget else decision.row or row
+
+
+@given(HISTORIES, COMMAND_MOVES, st.sampled_from([CANCEL, PAUSE, RESUME, RESTART]))
+def test_what_a_command_asks_for_can_be_followed_to_its_end(moves: list[Move], move: Move, asked: str) -> None:
+    """Open, applied or superseded, by the record that asked. Once nothing is to come any more, none is open."""
+    move = replace(move, kind="cancel" if asked == CANCEL else "assign", resume=asked == RESUME, origin=None)
+    release = Release.RESTART if asked == RESTART else None
+    move = replace(move, release=release, then=Wanted.PAUSE if asked == PAUSE else Wanted.RUN)
+    rows = play(moves)
+    row = rows[-1] if rows else None
+    told = decide(row, move.event(row, 99), move.context()).row
+    assert told is not None
+    control = told.controls[asked]
+    note = row.note if row is not None and told.note == NOTHING_CHANGED else told.note
+    lost = (note or "").startswith(SUPERSEDED)
+    if lost and control.place != (f"task.{move.kind}", 0, 99):
+        assert row is not None
+        assert control == row.controls[asked], "a later one of its kind stands there"
+        return
+    assert (control.place, lost) == ((f"task.{move.kind}", 0, 99), control.superseded_by is not None)
+    kinds = ("stopped", "retry", "running", "stopped", "running")
+    ends = [Move(kind, now_ms=9_000) for kind in kinds]
+    last = play(ends, told)
+    assert not any(item.is_open for item in (last[-1] if last else told).controls.values())
 
 
 @given(HISTORIES, MOVES)
@@ -133,7 +160,8 @@ def test_a_forwarded_command_ends_as_the_direct_one_would(moves: list[Move], mov
     copy = decide(row, forwarded.event(row, 99), forwarded.context()).row
     assert direct is not None
     assert copy is not None
-    assert replace(copy, forwarded=direct.forwarded, note=direct.note) == direct
+    assert placeless(copy) == placeless(direct)
+    assert copy.why == direct.why
     assert decide(copy, forwarded.event(copy, 100), forwarded.context()).ignored == "forwarded twice"
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -15,12 +14,13 @@ from skalds_streams.coordinator.batch import Staged, Stager, advanced, outputs
 from skalds_streams.core.invariants import check_row
 from skalds_streams.core.membership import Members
 from skalds_streams.core.placement import Load
-from skalds_streams.core.row import NO_CAUSE, Row
+from skalds_streams.core.row import Row
 from skalds_streams.errors import WireError
 from skalds_streams.model.changelog import ChangelogState
 from skalds_streams.model.codec import Parsed, parse
 from skalds_streams.model.documents import Positions
 from skalds_streams.model.record import Record
+from tests.fuzz.wire import placeless
 from tests.property.world import HERE, LIMITS, LIVES, SECRECY, THERE, TOPICS, World, lived, paths
 
 PARTITION = 0
@@ -232,7 +232,7 @@ def _sent(world: World, topic: str, doc: Mapping[str, Any], *places: tuple[int, 
         value = orjson.dumps({**doc, "taskIds": ids, "tasks": tasks})
         world.put(topic, partition, b"k", value, world.now_ms)
     world.decide()
-    return {name: replace(row, forwarded={}, why=NO_CAUSE, note=None) for name, row in world.rows.items()}
+    return {name: placeless(row) for name, row in world.rows.items()}
 
 
 @given(LIVES, st.sampled_from(COMMANDS_OF_MANY), st.booleans())

@@ -18,7 +18,7 @@ from unittest.mock import patch
 from aiokafka.errors import KafkaError as ClientError
 
 from skalds_streams.coordinator import batch, journal, log, timers
-from skalds_streams.core import decide, membership
+from skalds_streams.core import control, decide, membership
 from skalds_streams.core.row import Status, Wanted
 from skalds_streams.errors import FencedError, JournalError
 from skalds_streams.model.documents import Positions
@@ -147,6 +147,16 @@ def cancel_frees_the_holder_at_once() -> Iterator[None]:
 
     real = decide._cancel
     with patch.object(decide, "_cancel", cancel), no_check_step():
+        yield
+
+
+@planted
+def a_pause_counts_as_applied_when_it_is_asked() -> Iterator[None]:
+    def is_so(name: str, row: Any) -> bool:
+        return name == control.PAUSE or real(name, row)
+
+    real = control._is_so
+    with patch.object(control, "_is_so", is_so):
         yield
 
 

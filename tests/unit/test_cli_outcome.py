@@ -92,7 +92,7 @@ def test_a_restart_is_done_when_the_next_run_runs() -> None:
     world.report("cam-1", "Stopped")
     assert told.go_on() is None
     world.report("cam-1", "Running", version=1)
-    assert told.go_on() == Outcome(True, "running", "running on a (epoch 2)")
+    assert told.go_on() == Outcome(True, "running", "running on a (epoch 2)", took_ms=30)
     assert told.lines == ["Running: Restarting; a is stopping the present run", "Assigning: Starting on a"]
 
 
@@ -170,7 +170,7 @@ def test_a_cancel_is_done_when_the_worker_has_ended() -> None:
     told = Told(world, TOPICS.cancel, settle_cancel)
     assert told.go_on() is None
     world.report("cam-1", "Stopped")
-    assert told.go_on() == Outcome(True, "cancelled", "cancelled")
+    assert told.go_on() == Outcome(True, "cancelled", "cancelled", took_ms=20)
     assert told.lines == ["Running: Cancel was asked; a is stopping it"]
 
 
@@ -178,7 +178,9 @@ def test_a_cancel_of_what_had_finished() -> None:
     world = running()
     world.report("cam-1", "Finished")
     world.command(TOPICS.cancel, "cam-1")
-    assert Told(world, TOPICS.cancel, settle_cancel).go_on() == Outcome(True, "finished", "had finished before")
+    assert Told(world, TOPICS.cancel, settle_cancel).go_on() == Outcome(
+        True, "finished", "had finished before", took_ms=10
+    )
 
 
 def test_a_pause_is_done_when_the_task_is_paused() -> None:
@@ -187,7 +189,20 @@ def test_a_pause_is_done_when_the_task_is_paused() -> None:
     told = Told(world, TOPICS.assign, settle_pause)
     assert told.go_on() is None
     world.report("cam-1", "Stopped")
-    assert told.go_on() == Outcome(True, "paused", "paused")
+    assert told.go_on() == Outcome(True, "paused", "paused", took_ms=20)
+
+
+def test_how_long_it_took_is_not_said_of_another_command() -> None:
+    """Two restarts at once are answered by one run: the row keeps the times of the later."""
+    world = running()
+    world.assign("cam-1", {"fps": 30}, action="restart")
+    first = Told(world, TOPICS.assign, settle_run)
+    world.assign("cam-1", {"fps": 30}, action="restart")
+    second = Told(world, TOPICS.assign, settle_run)
+    world.report("cam-1", "Stopped")
+    world.report("cam-1", "Running", version=1)
+    outcomes = [told.go_on() for told in (first, second)]
+    assert [outcome and (outcome.ok, outcome.took_ms) for outcome in outcomes] == [(True, None), (True, 30)]
 
 
 def test_a_dead_letter_settles_only_its_own_event() -> None:

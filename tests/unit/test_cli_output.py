@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from io import StringIO
 from typing import Any
@@ -14,12 +15,14 @@ from skalds_streams.cli import describe, ps, replay
 from skalds_streams.cli.kafka import Cluster, Table
 from skalds_streams.cli.output import duration, harmless, one_line, value_words, when
 from skalds_streams.cli.rows import applied_words, parameters_words, status_suffix, tries_words
+from skalds_streams.core.partition import partition_of
 from skalds_streams.core.row import Row, Status, Wanted
 from skalds_streams.model.event import TaskEvent
 from skalds_streams.settings import Settings
 from tests.unit.test_replay_timeline import TOPICS, World, change_history, lived
 
 WORDS = frozenset({"password"})
+TIME = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}"
 
 
 def shown(item: RenderableType) -> str:
@@ -91,6 +94,20 @@ def test_a_held_row_says_what_runs_and_what_is_asked() -> None:
     row = world.state.rows["cam-1"]
     assert applied_words(row) == "v2 pending, v1 runs"
     assert status_suffix(row) == " (cancelling)"
+    assert status_suffix(row, row.cancel_at_ms + 3_200) == " (cancelling, 3s)"
+    assert status_suffix(replace(row, controls={}), row.cancel_at_ms + 3_200) == " (cancelling)"
+    world.report("cam-1", "Stopped")
+    assert status_suffix(world.state.rows["cam-1"], row.cancel_at_ms + 3_200) == ""
+
+
+@pytest.mark.parametrize(
+    ("action", "words"), [("pause", " (pausing, 4s)"), ("restart", " (restarting, 4s)"), ("resume", ""), (None, "")]
+)
+def test_what_is_asked_of_a_holder(action: str | None, words: str) -> None:
+    world = camera()
+    world.command(TOPICS.assign, "cam-1", action=action)
+    row = world.state.rows["cam-1"]
+    assert status_suffix(row, row.assign_at_ms + 4_000) == words
 
 
 def test_crashes_in_words() -> None:
@@ -231,6 +248,45 @@ def test_describe_tells_everything() -> None:
     ):
         assert part in text, part
     assert "hunter2" not in text
+
+
+def test_describe_tells_what_became_of_each_command() -> None:
+    world = camera()
+    world.command(TOPICS.assign, "cam-1", action="pause")
+    asked = world.logs[TOPICS.assign, partition_of("cam-1", TOPICS.partitions)][-1]
+    place = f"{asked.topic}/{asked.partition}@{asked.offset}"
+    text = described(world)
+    assert re.search(rf"\n  pause +asked {TIME} by {place}, not applied yet\n", text), text
+    world.report("cam-1", "Stopped", steps=["SIGTERM after 5 s", "SIGKILL after 2 s"])
+    world.command(TOPICS.assign, "cam-1", action="restart")
+    world.command(TOPICS.cancel, "cam-1")
+    text = described(world)
+    ended = "epoch 1 with version 1 of the parameters has ended"
+    assert re.search(rf"\n  pause +asked {TIME} by {place}, applied {TIME}, after 0.020 s: {ended}\n", text), text
+    assert re.search(rf"\n  restart +asked {TIME} by task.assign/\S+, superseded by Cancel task.cancel/\S+\n", text), (
+        text
+    )
+    assert re.search(rf"\n  cancel +asked {TIME} by task.cancel/\S+, not applied yet\n", text), text
+    assert "SIGTERM after 5 s, SIGKILL after 2 s\n" in text, "the budgets that it used up"
+
+
+def test_describe_tells_to_what_a_command_has_lost() -> None:
+    world = World()
+    world.command(TOPICS.cancel, "cam-1")
+    world.now_ms -= 1_000
+    world.assign("cam-1", {"fps": 30}, action="restart")
+    text = described(world)
+    assert re.search(rf"\n  cancel +asked {TIME} by \S+, applied {TIME}, after 0.010 s: nothing had run\n", text), text
+    assert re.search(rf"\n  restart +asked {TIME} by \S+, superseded by an earlier Cancel at {TIME}\n", text), text
+
+
+def test_describe_of_a_row_of_an_older_version_still_tells_of_its_cancel() -> None:
+    world = camera()
+    world.command(TOPICS.cancel, "cam-1")
+    world.report("cam-1", "Stopped")
+    world.state.rows["cam-1"] = replace(world.state.rows["cam-1"], controls={})
+    text = described(world)
+    assert re.search(rf"\n  cancelled +{TIME}\n  ended +{TIME}\n", text), text
 
 
 def test_describe_lists_the_reason_of_each_skald() -> None:

@@ -84,7 +84,7 @@ def test_the_event_s_recipient_wins_over_the_document_s() -> None:
 )
 def test_actions(action: str | None, then: Wanted, release: Release | None) -> None:
     event = understood(TOPICS.assign, {"taskIds": ["t"], "action": action})
-    assert (event.then, event.release) == (then, release)
+    assert (event.then, event.release, event.resume) == (then, release, action == "resume")
 
 
 def test_a_move_may_name_a_skald_and_nothing_else_heeds_it() -> None:
@@ -224,6 +224,14 @@ RUN = {"task_id": "t", "epoch": 3, "incarnation": "a1"}
         (
             {"kind": "Stopped", "steps": ["a", "b"]},
             events.Stopped("t", Cause("", "", 0, 0, 0), 3, "a1", steps=("a", "b")),
+        ),
+        (
+            {"kind": "Finished", "steps": ["SIGKILL: alive 2 s after its last frame"]},
+            events.Finished("t", Cause("", "", 0, 0, 0), 3, "a1", steps=("SIGKILL: alive 2 s after its last frame",)),
+        ),
+        (
+            {"kind": "Failed", "steps": ["a"]},
+            events.Failed("t", Cause("", "", 0, 0, 0), 3, "a1", steps=("a",)),
         ),
         (
             {"kind": "Stopped", "elsewhere": True},

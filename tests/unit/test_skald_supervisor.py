@@ -219,6 +219,28 @@ async def test_a_crash_is_said_with_what_it_printed_last(error: dict[str, Any] |
         assert world.details[0]["error"]["traceback"] == (["at line 3"] if error else [])
 
 
+@pytest.mark.parametrize("stop_reason", [None, "pause"])
+@pytest.mark.parametrize("op", ["finished", "failed", "stalled", "stopped"])
+async def test_how_hard_its_end_was_is_said_whatever_the_end(
+    op: str, stop_reason: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(actor, "SAME_SIGTERM_S", 0)
+    async with supervised(tmp_path) as world:
+        world.show(row())
+        host = await world.one_host()
+        host.steps.append("SIGTERM after 5 s")
+        if op != "stopped":
+            host.say({"op": op, "error": {"type": "E", "message": "m"}})
+        if stop_reason is None:
+            host.end()
+        else:
+            world.show(row(wanted=Wanted.PAUSE))
+            await world.supervisor.look_at("t")
+        await until(lambda: world.said, "the end is said")
+        detail = world.details[-1]
+        assert "SIGTERM after 5 s" in detail["steps"]
+
+
 async def test_a_worker_that_is_stuck_is_stopped_and_where_it_was_is_its_error(tmp_path: Path) -> None:
     stalled = {"type": "Stalled", "message": "no progress", "traceback": ["in main"], "reason": "stall"}
     async with supervised(tmp_path) as world:

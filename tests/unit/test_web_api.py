@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import pytest
 
-from skalds_streams.core.row import Row, Status
+from skalds_streams.core.row import Control, Row, Status
 from skalds_streams.web.documents import member_docs, task_doc
 from tests.unit.test_web_world import NOW_MS, WORDS, Client, World, running, waiting
 
@@ -179,5 +180,6 @@ async def test_openapi_names_exactly_the_fields() -> None:
     async with world.client() as client:
         schemas = (await get(client, "/api/openapi.json"))["components"]["schemas"]
     assert set(schemas["Task"]["properties"]) == set(task_doc(running("t"), WORDS, NOW_MS))
+    assert set(schemas["Control"]["properties"]) == {item.name for item in fields(Control)}
     assert set(schemas["Skald"]["properties"]) == set(member_docs(world.view, world.settings, "i1")[0])
     assert schemas["Status"]["enum"] == [status.value for status in Status]

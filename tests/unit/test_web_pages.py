@@ -9,7 +9,7 @@ import re
 import pytest
 from yarl import URL
 
-from skalds_streams.core.row import Holder, Row, Status, Wanted
+from skalds_streams.core.row import Cause, Control, Holder, Row, Status, Wanted
 from skalds_streams.web.documents import task_href
 from skalds_streams.web.pages import FIRST_ROWS
 from skalds_streams.web.words import relative
@@ -116,6 +116,32 @@ async def test_task_page_tells_everything() -> None:
         assert text in job
     assert "refused" in upd
     assert "V: too fast (field fps)" in upd
+
+
+async def test_the_page_of_a_task_tells_what_became_of_each_command() -> None:
+    world = World()
+    controls = {
+        "restart": Control("task.assign", 2, 21, NOW_MS - 3_000),
+        "cancel": Control("task.cancel", 2, 4, NOW_MS - 90_000, applied_at_ms=NOW_MS - 89_588, epoch=2, version=3),
+        "pause": Control("task.assign", 2, 20, NOW_MS - 60_000, superseded_by=Cause("Cancel", "task.cancel", 2, 5, 1)),
+        "resume": Control("task.assign", 2, 9, 1_000, superseded_by=Cause("Cancel", "", -1, -1, NOW_MS - 7_000)),
+    }
+    world.put(running("cam", controls=controls), running("old", cancel_at_ms=NOW_MS - 9_000))
+    async with world.client() as client:
+        page, old = await page_of(client, "/tasks/cam"), await page_of(client, "/tasks/old")
+        task = await (await client.get("/api/tasks/cam")).json()
+    told = re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", page))
+    for text in (
+        "Resume superseded by an earlier Cancel, 7 s ago",
+        "Cancel asked 1 min ago , by task.cancel/2@4",
+        "Cancel applied 1 min ago , after 0.412 s: epoch 2 with version 3 of the parameters has ended",
+        "Pause asked 1 min ago , by task.assign/2@20 Pause superseded by Cancel task.cancel/2@5",
+        "Restart asked 3 s ago , by task.assign/2@21 Restart applied not yet",
+    ):
+        assert text in told, text
+    assert task["controls"]["cancel"]["applied_at_ms"] == NOW_MS - 89_588
+    assert task["controls"]["restart"]["applied_at_ms"] == 0
+    assert "Cancel asked" in old, "a row of a version without controls"
 
 
 async def test_the_page_of_a_task_has_the_metrics_of_its_worker_or_says_where_they_are() -> None:

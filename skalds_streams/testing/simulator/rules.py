@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 
+from skalds_streams.core.control import broken_controls
 from skalds_streams.core.invariants import check_step
 from skalds_streams.core.row import Release, Row
 from skalds_streams.errors import InvariantError
@@ -190,6 +191,8 @@ class LegalSteps(Rule):
             check_step(before, after)
         except InvariantError as error:
             raise ViolationError("legal steps", str(error)) from error
+        for broken in broken_controls(before, after):
+            raise ViolationError("control is acknowledged", f"{after.task_id}, revision {after.revision}: {broken}")
         if after.revision <= self._revisions.get(after.task_id, 0):
             raise ViolationError("revisions rise", f"{after.task_id}: {after.revision}")
         self._revisions[after.task_id] = after.revision
