@@ -1,8 +1,8 @@
 """One process, put together: view, coordinator, skald, projections. Knows the order of starting and stopping, and
 nothing else.
 
-Start: topics → identity → view → reports → admission → zygote → heartbeat → supervisor. Stop: workers → the last
-heartbeat → the rest. Of the two roles one may be missing: a skald has no journals, a coordinator no workers.
+Start: a broker → topics → identity → view → reports → admission → zygote → heartbeat → supervisor. Stop: workers → the
+last heartbeat → the rest. Of the two roles one may be missing: a skald has no journals, a coordinator no workers.
 A background task that raises ends the process through `on_fatal`; none dies silently.
 """
 

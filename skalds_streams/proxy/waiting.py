@@ -87,7 +87,7 @@ async def until_answered(
             turned_away = turned_away + 1 if any(isinstance(item, _TurnedAwayError) for item in obstacles) else 0
             if obstacles:
                 _check_refusals(client, obstacles, turned_away)
-                reason = f"no Kafka broker answers at {address}: {'; '.join(map(error_text, obstacles))}"
+                reason = f"no Kafka broker answers at {address}: {'; '.join(map(_text, obstacles))}"
             else:
                 try:
                     result = await attempt()
@@ -112,8 +112,12 @@ def _check_refusals(client: Mapping[str, Any], obstacles: list[Exception], turne
             who = f" as user {username!r}" if username else ""
             raise KafkaError(
                 f"a Kafka broker at {client['bootstrap_servers']} refuses a client with {security}{who}:"
-                f" {error_text(error)} (KAFKA_USERNAME, KAFKA_PASSWORD)"
+                f" {_text(error)} (KAFKA_USERNAME, KAFKA_PASSWORD)"
             ) from None
+
+
+def _text(error: Exception) -> str:
+    return str(error) if isinstance(error, _TurnedAwayError) else error_text(error)
 
 
 async def _obstacles(client: Mapping[str, Any]) -> list[Exception]:
