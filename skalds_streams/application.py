@@ -34,6 +34,7 @@ from skalds_streams.tables.ownership import NAME, OwnershipTable
 from skalds_streams.tables.recovery import JournalTableManager
 from skalds_streams.web.guard import guard
 from skalds_streams.web.routes import setup
+from skalds_streams.web.waiting import waiting_page
 
 log = structlog.get_logger(__name__)
 
@@ -120,11 +121,18 @@ class SkaldsApp(faust.App):  # type: ignore[misc]  # faust has no types
         try:
             _make_data_dir(self.skalds)
             await super().on_first_start()
-            await self.runtime.start()
+            await self._start_runtime()
         except SkaldsError as error:
             self._refuse(error)
         if self.runtime.identity is not None:
             self.conf.consumer_group_instance_id = _instance_id(self.runtime.identity.skald_id)
+
+    async def _start_runtime(self) -> None:
+        if isinstance(self.runtime, Runtime) and self.conf.web_enabled:
+            async with waiting_page(self.skalds, self.runtime.waiting):
+                await self.runtime.start()
+        else:
+            await self.runtime.start()
 
     async def on_stop(self) -> None:
         leaving = _end_within(self.runtime.stop_most_s + STOP_MOST_S)

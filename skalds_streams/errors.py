@@ -9,7 +9,7 @@
     ├── KafkaError             the broker or a topic does not allow what is needed
     │   ├── TopicError         a topic is missing or has a wrong setting; names the command that mends it
     │   ├── ProduceError       a record was not accepted
-    │   └── UnreachableError   no broker answered in time
+    │   └── UnreachableError   no broker answered in time, or too few of them
     ├── JournalError           a partition's journal can't go on
     │   ├── FailpointError     a failpoint was told to raise (tests only; defined in `failpoints`)
     │   ├── FencedError        another owner opened this partition
@@ -64,7 +64,7 @@ class ProduceError(KafkaError):
 
 
 class UnreachableError(KafkaError):
-    """No broker answered within the time given."""
+    """No broker answered within the time given, or not enough of them."""
 
 
 class JournalError(SkaldsError):

@@ -1,8 +1,8 @@
 """One process, put together: view, coordinator, skald, projections. Knows the order of starting and stopping, and
 nothing else.
 
-Start: topics → identity → view → reports → admission → zygote → heartbeat → supervisor. Stop: workers → the last
-heartbeat → the rest. Of the two roles one may be missing: a skald has no journals, a coordinator no workers.
+Start: a broker → topics → identity → view → reports → admission → zygote → heartbeat → supervisor. Stop: workers → the
+last heartbeat → the rest. Of the two roles one may be missing: a skald has no journals, a coordinator no workers.
 A background task that raises ends the process through `on_fatal`; none dies silently.
 """
 
@@ -34,7 +34,8 @@ from skalds_streams.proxy.client import client_options, tune_consumers
 from skalds_streams.proxy.partition_count import PartitionWatch
 from skalds_streams.proxy.reports import ReportSender
 from skalds_streams.proxy.states import StateSender
-from skalds_streams.proxy.topic_setup import ensure_topics
+from skalds_streams.proxy.topic_setup import TopicReport, ensure_topics
+from skalds_streams.proxy.waiting import Waiting, until_answered
 from skalds_streams.settings import Settings
 from skalds_streams.skald import admission
 from skalds_streams.skald.background import Background
@@ -100,6 +101,7 @@ class Runtime:
         self.view.on_members(self._timer.wake)
         self.skald: SkaldNode | None = None
         self._redis: RedisProjection | None = None
+        self.waiting = Waiting()
         self._background = Background(on_fatal)
         self._warnings: list[str] = []
         self.metrics = Metrics(self._metric_sources())
@@ -129,15 +131,13 @@ class Runtime:
     # -----------
 
     async def start(self) -> None:
-        """Everything that must stand before the consumer subscribes. Raises ConfigError, AdmissionError, KafkaError,
-        HostError.
+        """Everything that must stand before the consumer subscribes. Waits until a broker answers. Raises ConfigError,
+        AdmissionError, KafkaError, HostError.
         """
         if self._catalogue is not None:
             await asyncio.to_thread(self._catalogue.open)
         tune_consumers()
-        report = await ensure_topics(
-            self.topics.specs(), self._client, replication_factor=self.settings.kafka_replication_factor
-        )
+        report = await until_answered(self._client, self._ensure_topics, self.waiting)
         self._warnings += report.warnings
         for warning in report.warnings:
             log.warning("topics.warning", text=warning)
@@ -159,6 +159,7 @@ class Runtime:
             spawn=self._background.spawn,
             now_ms=wall_ms,
             on_fatal=self._on_fatal,
+            waiting=self.waiting,
         )
         await self.skald.start()
         self._redis = RedisProjection(self.settings, self.view, identity.skald_id, self._held)
@@ -174,6 +175,11 @@ class Runtime:
             log.warning("workers.ignored", reason="SKALDS_ROLE=coordinator runs no workers")
         identity = self.skald.identity
         log.info("skald.up", skald=identity.skald_id, incarnation=identity.incarnation, replaces=identity.replaces)
+
+    async def _ensure_topics(self) -> TopicReport:
+        return await ensure_topics(
+            self.topics.specs(), self._client, replication_factor=self.settings.kafka_replication_factor
+        )
 
     def _new_sweeper(self) -> StateSweeper:
         return StateSweeper(

@@ -14,6 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from skalds_streams.model.event import TaskEvent
 from skalds_streams.proxy.kafka import KafkaConfig, KafkaProxy, KafkaTopic
 
 READY_S = 60.0
+WAITING_S = 10.0
+"""How long the worker may wait for what is not there: a broker, or another process of its id to end."""
 STOP_S = 12.0
 AGAIN_S = 1.0
 DEATHS_MOST = 5
@@ -71,12 +74,16 @@ class DevWorker:
 
     def wait_ready(self) -> None:
         """Until /readyz says 200. Raises WorkerDied."""
-        deadline = time.monotonic() + READY_S
+        deadline, waits_since = time.monotonic() + READY_S, None
         while time.monotonic() < deadline:
             if self._process is not None and self._process.poll() is not None:
                 raise WorkerDied(f"the worker ended with {_ending(self._process.returncode)}:\n{self._tail()}")
             if self._get("readyz") is not None:
                 return
+            reason = self._waits_for()
+            waits_since = None if reason is None else waits_since or time.monotonic()
+            if waits_since is not None and time.monotonic() - waits_since > WAITING_S:
+                raise WorkerDied(f"the worker still waits after {WAITING_S:g} s: {reason}")
             time.sleep(0.1)
         raise WorkerDied(f"the worker was not ready after {READY_S:g} s:\n{self._tail()}")
 
@@ -114,16 +121,32 @@ class DevWorker:
         found = self._get(f"api/tasks/{task_id}")
         return json.loads(found) if found is not None else None
 
+    def _waits_for(self) -> str | None:
+        """What the worker says that it waits for before it can begin."""
+        try:
+            self._ask("readyz")
+        except urllib.error.HTTPError as error:
+            with error:
+                said = json.loads(error.read() or b"{}") if error.code == HTTPStatus.SERVICE_UNAVAILABLE else {}
+            return said.get("waits_for")
+        except OSError:
+            pass
+        return None
+
     def _get(self, path: str) -> bytes | None:
+        try:
+            return self._ask(path)
+        except OSError:
+            return None
+
+    def _ask(self, path: str) -> bytes:
+        """Raises OSError, HTTPError among them."""
         request = urllib.request.Request(self.url + path)  # noqa: S310  # always http to this machine
         token = self.environment.get("SKALDS_WEB_TOKEN")
         if token:
             request.add_header("Authorization", f"Bearer {token}")
-        try:
-            with urllib.request.urlopen(request, timeout=2) as answer:  # noqa: S310
-                return bytes(answer.read())
-        except (urllib.error.URLError, OSError):
-            return None
+        with urllib.request.urlopen(request, timeout=2) as answer:  # noqa: S310
+            return bytes(answer.read())
 
     def _tail(self, lines: int = 15) -> str:
         try:

@@ -28,8 +28,8 @@ from skalds_streams.core.transitions import Step, step
 from skalds_streams.core.unanswered import kept_for_a_refusal, still_unanswered
 
 AHEAD_MS = 50
-"""How far ahead of ours a broker's clock may be. A time beyond counts as now; clamping all would make ties of an order
-that is known."""
+"""How far ahead of ours a broker's clock may be. A time beyond counts as now (`_sent_at`); clamping all would make
+ties of an order that is known."""
 FORGOTTEN = "forgotten: ended longer ago than the retention"
 NOTHING_CHANGED = "already so: nothing changed"
 """Note of a row whose cause asked for what was so already: recorded, as every command is."""
@@ -82,7 +82,8 @@ def decide(row: Row | None, event: events.Event, context: Context) -> Decision:
     if isinstance(changed, str):
         return Decision(ignored=changed)
     placed, choice = _place(changed, context)
-    told = acknowledged(row, placed, event, now_ms=context.now_ms, sent_ms=_sent_at(event.cause, context))
+    sent_ms = _sent_at(placed if row is None else row, event.cause, context)
+    told = acknowledged(row, placed, event, now_ms=context.now_ms, sent_ms=sent_ms)
     if row is not None and placed == row:
         if not isinstance(event, events.Command):
             return Decision(ignored="changes nothing")
@@ -112,21 +113,28 @@ def _command(row: Row, event: events.Command, context: Context) -> Row | str:
     raise TypeError(f"unknown command {type(event).__name__}")
 
 
-def _time_of(cause: Cause, register_ms: int, context: Context) -> int:
+def _time_of(row: Row, cause: Cause, register_ms: int, context: Context) -> int:
     """The time an event counts with: not ahead of our clock, never before what its topic already applied."""
-    return max(_sent_at(cause, context), register_ms)
+    return max(_sent_at(row, cause, context), register_ms)
 
 
-def _sent_at(cause: Cause, context: Context) -> int:
-    return max(cause.at_ms if cause.at_ms <= context.now_ms + AHEAD_MS else context.now_ms, 0)
+def _sent_at(row: Row, cause: Cause, context: Context) -> int:
+    """When a command was sent, by the broker's clock. Ahead of ours it counts as now, as the broker's may have jumped.
+
+    Unless the row has counted times already that are ahead of ours, too: then ours has been set back, and held against
+    it every assign would have been sent before the last cancel.
+    """
+    shown_ms = context.now_ms + AHEAD_MS
+    is_behind = max(row.assign_at_ms, row.cancel_at_ms, row.update_at_ms) > shown_ms
+    return max(cause.at_ms if cause.at_ms <= shown_ms or is_behind else context.now_ms, 0)
 
 
 def _assign(row: Row, event: events.Assign, context: Context) -> Row:
     if event.release is Release.MOVE and event.spec == events.TaskSpec():
         return moved(row, event.to)
-    if event.origin is not None and _sent_at(event.cause, context) < row.assign_at_ms:
+    if event.origin is not None and _sent_at(row, event.cause, context) < row.assign_at_ms:
         return superseded(row, "assign", row.assign_at_ms)
-    at_ms = _time_of(event.cause, row.assign_at_ms, context)
+    at_ms = _time_of(row, event.cause, row.assign_at_ms, context)
     described = _described(replace(row, assign_at_ms=at_ms), event.spec, at_ms)
     if at_ms <= row.cancel_at_ms:
         return superseded(described, "cancel", row.cancel_at_ms)
@@ -191,7 +199,7 @@ def _pause(row: Row) -> Row:
 
 
 def _cancel(row: Row, event: events.Cancel, context: Context) -> Row:
-    at_ms = _time_of(event.cause, row.cancel_at_ms, context)
+    at_ms = _time_of(row, event.cause, row.cancel_at_ms, context)
     row = replace(row, cancel_at_ms=at_ms)
     if at_ms < row.assign_at_ms:
         return superseded(row, "assign", row.assign_at_ms)
@@ -215,9 +223,9 @@ def _cancelled(row: Row, context: Context) -> Row:
 
 def _update(row: Row, event: events.Update, context: Context) -> Row:
     by_assign = row.update_at_ms == row.assign_at_ms
-    if (by_assign or event.origin is not None) and _sent_at(event.cause, context) < row.update_at_ms:
+    if (by_assign or event.origin is not None) and _sent_at(row, event.cause, context) < row.update_at_ms:
         return superseded(row, "assign" if by_assign else "update", row.update_at_ms)
-    at_ms = _time_of(event.cause, row.update_at_ms, context)
+    at_ms = _time_of(row, event.cause, row.update_at_ms, context)
     new = merge_patch(row.attachments or {}, event.attachments) if event.merge else event.attachments
     return replace(row, **_parameters(row, dict(new), at_ms))
 

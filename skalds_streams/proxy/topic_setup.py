@@ -19,7 +19,7 @@ from aiokafka.errors import KafkaError as ClientError
 from aiokafka.errors import KafkaTimeoutError, TopicAlreadyExistsError, for_code
 from aiokafka.protocol.metadata import MetadataRequest
 
-from skalds_streams.errors import KafkaError, TopicError, UnreachableError
+from skalds_streams.errors import TopicError, UnreachableError
 from skalds_streams.proxy.admin import DEAD, Admin
 from skalds_streams.proxy.partition_count import said_at_start
 from skalds_streams.proxy.topic_rules import INSYNC, SAFE_REPLICAS, Found, deviations, said_of_thin, thin
@@ -59,8 +59,8 @@ async def open_admin(client: Mapping[str, Any]) -> AsyncIterator[Admin]:
 async def ensure_topics(
     specs: Sequence[TopicSpec], client: Mapping[str, Any], *, replication_factor: int
 ) -> TopicReport:
-    """Create and verify. Raises UnreachableError when no broker answers, TopicError for a topic that is not as it must
-    be.
+    """Create and verify. Raises UnreachableError when no broker answers, or too few are up, TopicError for a topic that
+    is not as it must be.
 
     replication_factor: wanted; never more than there are brokers. From 3 brokers on, min.insync.replicas is 2.
     """
@@ -95,7 +95,8 @@ async def create_topics(admin: Admin, missing: Sequence[TopicSpec], replicas: in
 
 async def wait_visible(admin: Admin, specs: Sequence[TopicSpec]) -> None:
     """A topic that was just created is not in every broker's metadata at once; a consumer that subscribes too early
-    never sees it, and a broker that does not know it yet can't describe it.
+    never sees it, and a broker that does not know it yet can't describe it. One that is there has no leader while its
+    brokers start. Raises UnreachableError.
     """
     names = [spec.name for spec in specs]
     try:
@@ -103,7 +104,9 @@ async def wait_visible(admin: Admin, specs: Sequence[TopicSpec]) -> None:
             while names and not await _seen_by_all(admin, names):  # noqa: ASYNC110  # it is the brokers that are polled
                 await asyncio.sleep(0.05)
     except TimeoutError:
-        raise KafkaError(f"the topics were created but have no leader after {VISIBLE_TIMEOUT_S:g} s") from None
+        raise UnreachableError(
+            f"topics have no leader after {VISIBLE_TIMEOUT_S:g} s: brokers that have them are not up"
+        ) from None
 
 
 async def _seen_by_all(admin: Admin, names: Sequence[str]) -> bool:

@@ -22,6 +22,7 @@ from skalds_streams.core.admission import (
     where,
 )
 from skalds_streams.errors import AdmissionError, DisagreementError, TwinError
+from skalds_streams.proxy.waiting import Waiting
 from skalds_streams.settings import Settings
 from skalds_streams.skald.identity import Identity
 from skalds_streams.view.cluster import ClusterView
@@ -38,8 +39,10 @@ class Admission:
         view: ClusterView,
         identity: Callable[[], Identity],
         on_fatal: Callable[[BaseException], object],
+        waiting: Waiting,
     ) -> None:
-        """identity: who this process is now; on_fatal: ends the process in order."""
+        """identity: who this process is now; on_fatal: ends the process in order; waiting: told what is waited for."""
+        self._waiting = waiting
         self._settings, self._view, self._identity, self._on_fatal = settings, view, identity, on_fatal
         self.is_over = False
         """Whether the process must end."""
@@ -64,8 +67,10 @@ class Admission:
                     raise self._error(obstacle)
                 if told != (obstacle.member.incarnation, obstacle.differing):
                     told = obstacle.member.incarnation, obstacle.differing
+                    self._waiting.say(str(self._error(obstacle)).rstrip("."))
                     log.warning("skald.waits", other=where(obstacle.member), differing=obstacle.differing)
                 await changes.wait()
+        self._waiting.over()
 
     def begin(self) -> None:
         """Take part from now on, and look at every change of who is there."""

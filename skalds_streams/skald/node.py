@@ -21,6 +21,7 @@ import structlog
 from skalds_streams.core.membership import WAITING, former_of
 from skalds_streams.errors import AdmissionError, HostError
 from skalds_streams.proxy.reports import ReportSender
+from skalds_streams.proxy.waiting import Waiting
 from skalds_streams.settings import Settings
 from skalds_streams.skald.admission import Admission
 from skalds_streams.skald.heartbeat import Heartbeat
@@ -62,6 +63,7 @@ class SkaldNode:
         spawn: Spawn,
         now_ms: Callable[[], int],
         on_fatal: Callable[[BaseException], object],
+        waiting: Waiting,
     ) -> None:
         """spawn: run a coroutine under the process's supervision, which ends the process when it raises; on_fatal:
         ends the process in order.
@@ -93,7 +95,7 @@ class SkaldNode:
             running=lambda: self.supervisor.load,
             seen=lambda: view.members.offset,
         )
-        self.admission = Admission(settings, view, lambda: self.identity, on_fatal)
+        self.admission = Admission(settings, view, lambda: self.identity, on_fatal, waiting)
         self._takes_part = False
         self._beating: asyncio.Task[None] | None = None
         self._settling: asyncio.Task[None] | None = None

@@ -269,15 +269,21 @@ def _last_command(moves: Sequence[Move]) -> Wanted:
     """What design's order makes of the commands, reckoned from all of them together.
 
     A topic's own commands count with the greatest time so far; a copy with its own, and only if no later one of its
-    kind has come. A time ahead of the clock counts as now. The greatest time wins, a cancel at a tie.
+    kind has come. A time ahead of the clock counts as now, unless the row has counted one that is ahead, too. The
+    greatest time wins, a cancel at a tie.
     """
     latest = {"assign": 0, "cancel": 0}
     won = [(0, 1, -1, Wanted.CANCEL)]
+    after: Row | None = None
     for at, move in enumerate(moves):
+        before = after
+        after = decide(before, move.event(before, at), move.context(EPOCH_FLOOR, REVISION_FLOOR)).row or before
         only_moves = move.kind == "assign" and move.release is Release.MOVE and move.spec == events.TaskSpec()
         if move.kind not in latest or only_moves:
             continue
-        sent = max(move.at_ms if move.at_ms <= move.now_ms + AHEAD_MS else move.now_ms, 0)
+        counted = max(before.assign_at_ms, before.cancel_at_ms, before.update_at_ms) if before else 0
+        is_told = move.at_ms <= move.now_ms + AHEAD_MS or counted > move.now_ms + AHEAD_MS
+        sent = max(move.at_ms if is_told else move.now_ms, 0)
         if move.origin is not None and sent < latest[move.kind]:
             continue
         latest[move.kind] = max(latest[move.kind], sent)

@@ -108,12 +108,12 @@ def cancel_before_assign_is_forgotten() -> Iterator[None]:
 @planted
 def assign_wins_a_tie() -> Iterator[None]:
     def assign(row: Any, event: Any, context: Any) -> Any:
-        tie = decide._time_of(event.cause, row.assign_at_ms, context) == row.cancel_at_ms
+        tie = decide._time_of(row, event.cause, row.assign_at_ms, context) == row.cancel_at_ms
         after = real_assign(replace(row, cancel_at_ms=row.cancel_at_ms - 1) if tie else row, event, context)
         return replace(after, cancel_at_ms=row.cancel_at_ms)
 
     def cancel(row: Any, event: Any, context: Any) -> Any:
-        at_ms = decide._time_of(event.cause, row.cancel_at_ms, context)
+        at_ms = decide._time_of(row, event.cause, row.cancel_at_ms, context)
         if at_ms == row.assign_at_ms:
             return replace(row, cancel_at_ms=at_ms, note="superseded by assign")
         return real_cancel(row, event, context)

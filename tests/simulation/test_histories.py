@@ -17,6 +17,7 @@ BUGS = {
     "simulator-11555.json": "transactions_follow_a_commit_that_was_asked_for_twice",
     "simulator-1624.json": "who_runs_on_takes_its_own_room",
     "simulator-late-first-beat.json": "a_first_beat_that_is_acknowledged_late_is_no_lapse",
+    "simulator-freed-too-early.json": "the_kernel_timer_is_two_beats_late",
     "simulator-522.json": "a_refused_update_stays_for_the_next_run",
     "simulator-67.json": "a_worker_that_ends_with_the_lease_of_its_node_has_crashed",
 }

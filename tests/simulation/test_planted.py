@@ -55,9 +55,7 @@ CAUGHT_BY = {
     "stopped_of_another_epoch_counts": 888,
     "the_drained_are_given_tasks": 3582,
     "the_kernel_timer_is_not_armed": 223,
-    "the_kernel_timer_is_two_beats_late": 1287,
     "the_lease_counts_from_the_acknowledgement": 0,
-    "the_lock_is_not_in_the_hosts": 1287,
     "the_lock_of_another_machine_counts": 15,
     "the_same_incarnation_goes_on_after_a_lapse": 0,
     "unknown_outcome_is_tried_again_as_it_was": 8,
@@ -71,6 +69,8 @@ CAUGHT_BY = {
 
 KEPT = {
     "a_first_beat_that_is_acknowledged_late_is_no_lapse": "simulator-late-first-beat.json",
+    "the_kernel_timer_is_two_beats_late": "simulator-freed-too-early.json",
+    "the_lock_is_not_in_the_hosts": "simulator-freed-too-early.json",
     "transactions_follow_a_commit_that_was_asked_for_twice": "simulator-11555.json",
 }
 """Bugs for which hardly any seed has the ingredients, and a file of tests/histories that has them."""

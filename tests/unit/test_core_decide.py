@@ -126,6 +126,18 @@ def test_cancel_wins_a_tie_and_an_older_cancel_loses() -> None:
     assert (older.wanted, older.note) == (Wanted.RUN, "superseded by assign at 1000")
 
 
+def test_a_coordinator_whose_clock_was_set_back_obeys_what_is_sent_after_what_others_have_applied() -> None:
+    """Its clock shows 1 s, what the row has counted is of later: then the broker's times are all that there is."""
+    row = run(assigned(), (events.Cancel("t", cause(7_000)), context(7_000)))
+    row = run(row, (report(events.Stopped, row, steps=()), context(7_100)))
+    row = run(row, (events.Assign("t", cause(7_500), spec=SPEC), context(1_000)))
+    assert (row.wanted, row.note, row.assign_at_ms) == (Wanted.RUN, None, 7_500)
+    row = run(row, (events.Cancel("t", cause(7_400)), context(1_100)))
+    assert (row.wanted, row.note) == (Wanted.RUN, "superseded by assign at 7500")
+    row = run(row, (events.Update("t", cause(7_600), attachments={"fps": 9}), context(1_200)))
+    assert (row.attachments, row.update_at_ms) == ({"fps": 9}, 7_600)
+
+
 def test_a_time_ahead_of_our_clock_counts_as_now() -> None:
     row = run(None, (events.Assign("t", cause(999_999), spec=SPEC), context(5_000)))
     assert row.assign_at_ms == 5_000

@@ -13,6 +13,7 @@ from skalds_streams.core.admission import TWIN_BEATS
 from skalds_streams.core.membership import DEATH_BEATS
 from skalds_streams.errors import DisagreementError, TwinError
 from skalds_streams.model.record import Record
+from skalds_streams.proxy.waiting import Waiting
 from skalds_streams.settings import Settings
 from skalds_streams.skald.admission import Admission, banners
 from skalds_streams.skald.identity import Identity
@@ -30,7 +31,8 @@ class World:
         self.view = ClusterView(Topics.named(app="x"), {}, agreed=self.settings.agreed)
         self.identity = Identity("a", "a2", -1, ())
         self.fatal: list[BaseException] = []
-        self.admission = Admission(self.settings, self.view, lambda: self.identity, self.fatal.append)
+        self.waiting = Waiting()
+        self.admission = Admission(self.settings, self.view, lambda: self.identity, self.fatal.append, self.waiting)
         self._n: dict[str, int] = {}
         self._end = 0
 
@@ -62,8 +64,11 @@ async def test_it_waits_until_the_other_is_dead(world: World) -> None:
     for _ in range(DEATH_BEATS):
         await settled()
         assert not waiting.done()
+        assert world.waiting.reason is not None
+        assert world.waiting.reason.startswith("another process runs as skald 'a'")
         world.beat("a2", state="waiting")
     await waiting
+    assert world.waiting.reason is None
 
 
 async def test_it_gives_up_when_the_other_lives_on_and_says_who_that_is(world: World) -> None:

@@ -10,6 +10,7 @@ import orjson
 import pytest
 
 from skalds_streams.model.record import Record
+from skalds_streams.proxy.waiting import Waiting
 from skalds_streams.settings import Settings
 from skalds_streams.skald.identity import Identity
 from skalds_streams.skald.node import SkaldNode
@@ -33,7 +34,17 @@ class World:
         identity = Identity("a", "a1", -1, ("a0",))
         sender = states = cast("Any", None)
         self.node = SkaldNode(
-            settings, topics, {}, self.view, sender, states, identity, spawn=nothing, now_ms=lambda: 0, on_fatal=nothing
+            settings,
+            topics,
+            {},
+            self.view,
+            sender,
+            states,
+            identity,
+            spawn=nothing,
+            now_ms=lambda: 0,
+            on_fatal=nothing,
+            waiting=Waiting(),
         )
         self.node._takes_part = True
         self._end = 0

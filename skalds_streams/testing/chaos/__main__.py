@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from skalds_streams.settings import LEASE_MS
+from skalds_streams.testing.chaos import clock
 from skalds_streams.testing.chaos.leaks import PREFIX
 from skalds_streams.testing.chaos.plan import KINDS
 from skalds_streams.testing.chaos.run import Order, Run, prepare_disks, release_disks
@@ -31,7 +32,7 @@ from skalds_streams.testing.chaos.verdict import Outcome, as_doc, total
 
 RESULTS = Path("chaos.jsonl")
 FAILURES_SHOWN = 40
-DISK = "fill disk"
+DISK, CLOCK = "fill disk", "jump clock"
 
 err = Console(stderr=True, highlight=False)
 
@@ -89,7 +90,11 @@ def main(
 
 def _one(order: Order, directory: Path, *, has_disks: bool) -> Outcome:
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # it says many times a second that the broker is away
-    kinds = [kind for kind in order.kinds if has_disks or kind != DISK]
+    clock_library = clock.prepare(directory)
+    left_out = {} if has_disks else {DISK: "this user may not mount"}
+    if clock_library is None:
+        left_out[CLOCK] = "no C compiler (cc), or this Python takes no library before its own"
+    kinds = [kind for kind in order.kinds if kind not in left_out]
     columns = (
         TextColumn("chaos"),
         BarColumn(),
@@ -108,10 +113,8 @@ def _one(order: Order, directory: Path, *, has_disks: bool) -> Outcome:
         def show(seconds: float, faults: int) -> None:
             progress.update(bar, completed=seconds, said=f"{faults} faults")
 
-        run = Run(order, directory, note=note, on_progress=show)
-        if not has_disks and DISK in order.kinds:
-            run.outcome.left_out.append(f"{DISK}: this user may not mount")
-        run.outcome.left_out.append("jumps of the wall clock")
+        run = Run(order, directory, note=note, on_progress=show, clock_library=clock_library)
+        run.outcome.left_out += [f"{kind}: {why}" for kind, why in left_out.items() if kind in order.kinds]
         return asyncio.run(run.run(kinds))
 
 

@@ -23,6 +23,7 @@ from skalds_streams.devcluster import DevCluster
 from skalds_streams.devcluster.ports import HOST, free_port
 from skalds_streams.devcluster.process import LAUNCH_PATH
 from skalds_streams.testing.chaos import processes
+from skalds_streams.testing.chaos.clock import Clock
 from skalds_streams.testing.chaos.link import Link
 from skalds_streams.testing.witness import VARIABLE, Report, read_report
 from skalds_streams.topics import Topics
@@ -53,8 +54,8 @@ def start_process(command: Sequence[str], *, log: Path, environment: dict[str, s
 class Node:
     """One process of the system, with all that it starts."""
 
-    def __init__(self, name: str, directory: Path, link: Link, environment: dict[str, str]) -> None:
-        self.name, self.link = name, link
+    def __init__(self, name: str, directory: Path, link: Link, clock: Clock, environment: dict[str, str]) -> None:
+        self.name, self.link, self.clock = name, link, clock
         self.port = free_port()
         self.data_dir = directory / "data" / name
         self.data_dir.mkdir(parents=True, exist_ok=True)
@@ -66,6 +67,7 @@ class Node:
         self.process: subprocess.Popen[bytes] | None = None
         self.environment = {
             **environment,
+            **clock.environment,
             "KAFKA_HOST": HOST,
             "KAFKA_PORT": str(link.port),
             "SKALD_ID": name,
@@ -129,10 +131,18 @@ class Node:
 
 
 class ChaosCluster:
-    """See the module. `start` and `stop` in one loop, in the main thread."""
+    """See the module. `start` and `stop` in one loop, in the main thread. `clock_library`: moves the nodes' clocks."""
 
-    def __init__(self, directory: Path, names: Sequence[str], *, lease_ms: int, partitions: int = 6) -> None:
-        self.directory = directory
+    def __init__(
+        self,
+        directory: Path,
+        names: Sequence[str],
+        *,
+        lease_ms: int,
+        partitions: int = 6,
+        clock_library: Path | None = None,
+    ) -> None:
+        self.directory, self._clock_library = directory, clock_library
         self.mark = f"{MARK}={secrets.token_hex(8)}"
         self.lease_s = lease_ms / 1000
         self.topics = Topics.named(app=APP, partitions=partitions)
@@ -186,7 +196,8 @@ class ChaosCluster:
             await asyncio.sleep(0.05)
         for name, link in zip(self._names, self.links, strict=True):
             await link.start()
-            self.nodes.append(Node(name, self.directory, link, self.environment))
+            clock = Clock(self.directory / f"{name}.clock", self._clock_library)
+            self.nodes.append(Node(name, self.directory, link, clock, self.environment))
         for node in self.nodes:
             node.start()
         for node in self.nodes:

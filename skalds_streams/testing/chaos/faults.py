@@ -11,6 +11,7 @@ import signal
 from collections.abc import Callable, Sequence
 
 from skalds_streams.testing.chaos import disk, processes
+from skalds_streams.testing.chaos.clock import JUMP_S
 from skalds_streams.testing.chaos.cluster import ChaosCluster, Node
 from skalds_streams.testing.chaos.plan import Fault
 
@@ -60,6 +61,8 @@ class Faults:
             await self._link(fault, verb, node)
         elif what == "disk":
             await self._disk(fault, node)
+        elif what == "clock":
+            await self._clock(fault, node)
         elif verb == "restart":
             self._begun(fault, node.name)
             node.wanted = False
@@ -129,6 +132,17 @@ class Faults:
             disk.empty(node.data_dir)
         self._note(f"#{fault.number} {fault.kind} {node.name} is over")
 
+    async def _clock(self, fault: Fault, node: Node) -> None:
+        """An hour forward or back, and right again at the end."""
+        seconds = JUMP_S if fault.number % 2 else -JUMP_S
+        self._begun(fault, f"{node.name} {seconds:+} s")
+        node.clock.move(seconds)
+        try:
+            await asyncio.sleep(fault.lasts_s)
+        finally:
+            node.clock.move(0)
+        self._note(f"#{fault.number} {fault.kind} {node.name} is over")
+
     async def _server(self, fault: Fault, verb: str, what: str) -> None:
         if what in self._busy:
             self._note(f"#{fault.number} {fault.kind}: no target")
@@ -176,6 +190,7 @@ async def heal(cluster: ChaosCluster) -> None:
     """Undo whatever may be left of any fault: everything runs, everything is connected."""
     for node in cluster.nodes:
         node.link.heal()
+        node.clock.move(0)
         disk.empty(node.data_dir)
         wake([item.pid for item in node.family()])
         node.wanted = True

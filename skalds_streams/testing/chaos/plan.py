@@ -37,9 +37,11 @@ KINDS: dict[str, Sequence[float]] = {
     "kill redis": STOPS,
     "stop redis": STOPS,
     "fill disk": STOPS,
+    "jump clock": STOPS,
 }
 """Kind → how many leases it may last. "skald" is a node's main process, "machine" all of a node's processes,
-"coordinator" the main process that decides for most partitions; "stop" is SIGSTOP and, at the end, SIGCONT."""
+"coordinator" the main process that decides for most partitions; "stop" is SIGSTOP and, at the end, SIGCONT.
+"clock" is the wall clock of all of a node's processes."""
 
 
 @dataclass(frozen=True, slots=True)

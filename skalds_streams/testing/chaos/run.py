@@ -50,7 +50,9 @@ class Order:
 
 
 class Run:
-    """See the module. `note`: told one line at a time. `on_progress`: told the seconds and faults so far."""
+    """See the module. `note`: told one line at a time. `on_progress`: told the seconds and faults so far.
+    `clock_library`: from `clock.prepare`; without it no fault may move a clock.
+    """
 
     def __init__(
         self,
@@ -59,13 +61,14 @@ class Run:
         *,
         note: Callable[[str], None],
         on_progress: Callable[[float, int], None] = lambda seconds, faults: None,
+        clock_library: Path | None = None,
     ) -> None:
         self._order, self._directory, self._on_progress = order, directory, on_progress
         self._begun = time.monotonic()
         self._note_line = note
         self.outcome = Outcome(order.seed, order.lease_ms)
         self._leaks = Leaks()
-        self.cluster = ChaosCluster(directory, NAMES, lease_ms=order.lease_ms)
+        self.cluster = ChaosCluster(directory, NAMES, lease_ms=order.lease_ms, clock_library=clock_library)
         self._dice = random.Random(order.seed)
         self._tasks = classes_of(order.tasks, self._dice, order.only)
         self._faults = Faults(self.cluster, self._note)

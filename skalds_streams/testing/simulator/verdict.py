@@ -45,7 +45,9 @@ class Order:
 
     def take(self, row: Row, doc: Mapping[str, Any], forwarded: bool) -> None:
         """The next command, as it was applied with `row` as its outcome."""
-        at = row.why.at_ms if row.why.at_ms <= row.updated_at_ms + AHEAD_MS else row.updated_at_ms
+        shown = row.updated_at_ms + AHEAD_MS
+        is_behind = max(self.assigned, self.cancelled, self.updated) > shown
+        at = row.why.at_ms if row.why.at_ms <= shown or is_behind else row.updated_at_ms
         if row.why.kind == "Cancel":
             self.cancelled = max(self.cancelled, at)
             if self.cancelled >= self.assigned:
