@@ -184,7 +184,7 @@ class Stager:
 
     def _note(self, choice: Choice, row: Row) -> None:
         if choice.incarnation is not None:
-            self._load.note(choice.incarnation, choice.members_offset, row.weight)
+            self._load.note(choice.incarnation, choice.members_offset, row.units)
         self.staged.placed.append(choice)
 
 

@@ -22,7 +22,16 @@ from skalds_streams.web.api import select, task_counts
 from skalds_streams.web.context import WebContext
 from skalds_streams.web.documents import brief_doc, member_docs, since_ms, task_doc, task_href, web_link
 from skalds_streams.web.logs import Logs
-from skalds_streams.web.words import WANTED, cause_words, crashes, not_ready, relative, situation, waiting_reasons
+from skalds_streams.web.words import (
+    WANTED,
+    cause_words,
+    crashes,
+    not_ready,
+    policy_words,
+    relative,
+    situation,
+    waiting_reasons,
+)
 
 TEMPLATES = Path(__file__).parent / "templates"
 STATIC = Path(__file__).parent / "static"
@@ -93,6 +102,7 @@ class Pages:
             "wanted": WANTED[row.wanted],
             "cause": cause_words(row.why, clean),
             "waiting": waiting_reasons(row, clean),
+            "policy": policy_words(row, self._context.view.members),
             "crashes": crashes(row.attempt) if row.attempt else "none",
             "error": error_text(doc["error"]),
             "ended_by": error_reason(doc["error"]),
