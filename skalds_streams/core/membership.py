@@ -21,12 +21,13 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import takewhile
+from typing import TypeGuard
 
 from skalds_streams.core.member import WAITING as WAITING
 from skalds_streams.core.member import Member as Member
 from skalds_streams.core.member import described, heard_as
 from skalds_streams.core.redact import EVERYTHING
-from skalds_streams.core.row import Json
+from skalds_streams.core.row import NAME_MAX_CHARS, Json
 
 DEATH_BEATS = 13
 """ceil((lease + 2 beats) / beat) + 1, a lease being 10 beats: the last of them is appended at least 12 beats after the
@@ -89,7 +90,7 @@ class Members:
         incarnation, skald_id = doc.get("incarnation"), doc.get("skald_id")
         if doc.get("kind") in ASKED and isinstance(skald_id, str):
             return self._ask(skald_id, str(doc["kind"]))
-        if not isinstance(incarnation, str) or not isinstance(skald_id, str) or incarnation in self._dead:
+        if not _is_name(incarnation) or not _is_name(skald_id) or incarnation in self._dead:
             return False
         before = self._live.pop(incarnation, None)
         member = replace(before or Member(skald_id, incarnation, since=offset), last_offset=offset, at_ms=at_ms)
@@ -293,3 +294,8 @@ class Members:
     def is_silent(self, member: Member) -> bool:
         """Whether some other has beaten SILENT_BEATS times since this member's last beat."""
         return member.last_offset < self._passed[SILENT_BEATS]
+
+
+def _is_name(value: object) -> TypeGuard[str]:
+    """A name that a row can hold."""
+    return isinstance(value, str) and len(value) <= NAME_MAX_CHARS

@@ -19,6 +19,9 @@ from skalds_streams.core.membership import Member, Members
 from skalds_streams.core.row import Json, Row
 
 TRIES_ON_ONE_SKALD = 5
+REASONS_MOST = 100
+"""Skalds of which a waiting row says why they can't take its task: the first ones, and how many more there are."""
+REASON_MAX_CHARS = 500
 EXPECTED_BACK = "is expected back"
 """Why a task waits for one skald although others may be able to take it."""
 BY_CLASS = ", by its class"
@@ -78,10 +81,17 @@ def choose(row: Row, members: Members, load: Load) -> Choice:
     if row.recipient is not None and row.recipient not in waiting and not able:
         waiting = {row.recipient: "recipient is not here"}
     if not able:
-        return Choice(waiting=waiting or {"*": "no skald is here"}, members_offset=offset)
+        return Choice(waiting=_told(waiting) or {"*": "no skald is here"}, members_offset=offset)
     best = _best(row, able)
     of_class = best.options_of(row.class_name).of_run
     return Choice(best.skald_id, best.incarnation, members_offset=offset, of_class=of_class)
+
+
+def _told(waiting: Mapping[str, str]) -> dict[str, str]:
+    """As much of the reasons as a row keeps. By id: who beats next would change the choice of any other order."""
+    told = {skald_id: waiting[skald_id][:REASON_MAX_CHARS] for skald_id in sorted(waiting)[:REASONS_MOST]}
+    more = len(waiting) - len(told)
+    return {**told, "*": f"and {more} more that can't take it"} if more else told
 
 
 def survey(row: Row, members: Members, load: Load) -> tuple[list[tuple[Member, int]], dict[str, str]]:

@@ -18,6 +18,9 @@ from typing import Any
 FORMAT = 1
 """Version of the document, field `v`."""
 
+NAME_MAX_CHARS = 512
+"""Of a class, a skald, an incarnation."""
+
 Json = Mapping[str, Any]
 
 
