@@ -42,7 +42,7 @@ from skalds_streams.skald.background import Background
 from skalds_streams.skald.hosts import Catalogue
 from skalds_streams.skald.identity import Identity, claim_identity
 from skalds_streams.skald.node import SkaldNode
-from skalds_streams.skald.states import States
+from skalds_streams.skald.states import States, StateStatistics
 from skalds_streams.topics import Topics
 from skalds_streams.version import __version__
 from skalds_streams.view.cluster import ClusterView
@@ -100,6 +100,7 @@ class Runtime:
         )
         self.view.on_members(self._timer.wake)
         self.skald: SkaldNode | None = None
+        self._states: States | None = None
         self._redis: RedisProjection | None = None
         self.waiting = Waiting()
         self._background = Background(on_fatal)
@@ -148,13 +149,14 @@ class Runtime:
         self._background.spawn("view", self.view.run())
         self._background.spawn("state-reader", self._state_reader.run())
         await self._sender.start()
+        self._states = States(self._state_reader, self._state_sender, skald_id=identity.skald_id)
         self.skald = SkaldNode(
             self.settings,
             self.topics,
             self._client,
             self.view,
             self._sender,
-            States(self._state_reader, self._state_sender, skald_id=identity.skald_id),
+            self._states,
             identity,
             spawn=self._background.spawn,
             now_ms=wall_ms,
@@ -284,6 +286,7 @@ class Runtime:
             redis_up=lambda: self._redis is not None and self._redis.up,
             lease_ms=self.settings.lease_ms,
             version=__version__,
+            states=lambda: self._states.statistics if self._states is not None else StateStatistics(),
         )
 
 

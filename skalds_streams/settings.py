@@ -24,6 +24,9 @@ from skalds_streams.errors import ConfigError
 
 LEASE_MS = 20_000
 BEATS_A_LEASE = 10
+ATTACHMENTS_BYTES_MOST = 4 * 1024 * 1024
+"""A row holds parameters twice, its history masked up to three times as long, and both fit into a record
+(`model.row_size`)."""
 
 _OWN_SECRETS = ("KAFKA_PASSWORD", "REDIS_PASSWORD", "SKALDS_WEB_TOKEN", "SKALDS_DIGEST_KEY")
 
@@ -39,7 +42,7 @@ class Settings(BaseSettings):
     )
 
     # upstream's names
-    skald_id: str | None = Field(None, validation_alias=AliasChoices("SKALD_ID", "skald_id"))
+    skald_id: str | None = Field(None, max_length=512, validation_alias=AliasChoices("SKALD_ID", "skald_id"))
     kafka_host: str = Field("localhost", validation_alias=AliasChoices("KAFKA_HOST", "kafka_host"))
     """One broker, or several with commas between, each with a port of its own or `kafka_port`. Any that answers leads
     to all the others: name one more than may be lost."""
@@ -108,7 +111,8 @@ class Settings(BaseSettings):
     """Comma-separated directories with the files that `secret("file:/path")` may name; folders in them do not count."""
     max_record_bytes: int = Field(1_000_000, ge=1_000)
     max_ids_per_event: int = Field(10_000, ge=1)
-    max_attachments_bytes: int = Field(256 * 1024, ge=100)
+    max_attachments_bytes: int = Field(256 * 1024, ge=100, le=ATTACHMENTS_BYTES_MOST)
+    """Most bytes of a task's parameters as JSON, also of what merged updates make of them."""
     batch_max_events: int = Field(500, ge=1, le=10_000)
     terminal_retention_ms: int = Field(7 * 24 * 3600 * 1000, ge=1_000)
 

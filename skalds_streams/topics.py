@@ -24,7 +24,8 @@ RETENTION_MS = 7 * 24 * 3600 * 1000
 HEARTBEAT_RETENTION_MS = 3600 * 1000
 
 RECORD_BYTES = str(16 * 1024 * 1024)
-"""A dead letter is a record as it came, and headers; a row holds parameters several times while they change."""
+"""A dead letter is a record as it came, and headers; a row holds parameters several times while they change, and its
+history masked ones, which may be longer (`model.row_size`)."""
 SEGMENT_BYTES = str(64 * 1024 * 1024)
 """Only closed segments are compacted, and a journal reads all that is there before it opens."""
 STATE_SEGMENT_BYTES = str(16 * 1024 * 1024)
@@ -92,7 +93,7 @@ class Topics:
             TopicSpec(self.cancel, count, log_append),
             TopicSpec(self.update, count, log_append),
             TopicSpec(self.report, count, log_append),
-            TopicSpec(self.history, count, kept, replaceable=True),
+            TopicSpec(self.history, count, {**kept, **large}, replaceable=True),
             TopicSpec(self.deadletter, count, {**kept, **large}, replaceable=True),
             TopicSpec(self.changelog, count, {"cleanup.policy": "compact", "segment.bytes": SEGMENT_BYTES, **large}),
             TopicSpec(

@@ -20,9 +20,11 @@ from skalds_streams.cli.kafka import Cluster, connect, read_members
 from skalds_streams.cli.options import Options, command_options, run
 from skalds_streams.cli.output import BAD, QUIET, err, harmless, one_line, out, print_json, text
 from skalds_streams.core.membership import Member, Members
+from skalds_streams.core.options import ClassOptions
 from skalds_streams.errors import SkaldsError
 from skalds_streams.replay.reader import open_reader
 from skalds_streams.web.documents import class_docs
+from skalds_streams.web.words import label_words, pause_words, restart_words
 from skalds_streams.worker.schema_words import parameters
 
 ASK_S = 5.0
@@ -121,7 +123,12 @@ def _facts(doc: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     )
     if doc.get("on_disconnect") == "keep":
         yield "lease", "none: it runs on while its node can't reach Kafka"
-    if len({there["digest"] for there in doc["run_by"]}) > 1:
+    options = ClassOptions.from_doc(doc.get("options") or {})
+    if options.requires:
+        yield "needs", one_line(label_words(options.requires))
+    yield "weight", str(options.weight)
+    yield "restarts", f"{restart_words(options.max_restarts)}, after {pause_words(options)}"
+    if len({orjson.dumps([there["digest"], there["options"]]) for there in doc["run_by"]}) > 1:
         yield "note", f"the skalds have different versions; this is that of {doc['described_by']}"
 
 
@@ -162,4 +169,5 @@ async def _ask_one(session: aiohttp.ClientSession, member: Member, name: str) ->
             if len(body) > ANSWER_MAX_BYTES:
                 raise ValueError(f"its answer has more than {ANSWER_MAX_BYTES} bytes")
         doc = orjson.loads(body)
+        ClassOptions.from_doc(doc.get("options") or {})  # raises ValueError
     return dict(doc)

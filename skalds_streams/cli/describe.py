@@ -41,7 +41,7 @@ from skalds_streams.errors import SkaldsError
 from skalds_streams.projections.masking import error_reason, error_text, masked_doc, text_cleaner
 from skalds_streams.replay.reader import open_reader
 from skalds_streams.replay.recording import Entry
-from skalds_streams.web.words import WANTED, cause_words, controls_told, situation, waiting_reasons
+from skalds_streams.web.words import WANTED, cause_words, controls_told, policy_words, situation, waiting_reasons
 
 HISTORY_MOST = 20
 
@@ -146,9 +146,12 @@ def facts(row: Row, table: Table, words: frozenset[str], now: int) -> Iterator[t
         yield "waits for", reason
     if row.recipient:
         yield "recipient", row.recipient
-    if row.requires:
-        yield "requires", ", ".join(f"{key}={value}" for key, value in sorted(row.requires.items()))
-    yield "weight", f"{row.weight}, priority {row.priority}" + _restarts(row)
+    policy = policy_words(row, table.members)
+    if policy["labels"]:
+        yield "requires", policy["labels"]
+    yield "weight", policy["weight"]
+    yield "priority", str(row.priority)
+    yield "restarts", policy["restarts"] + (f"; pauses of {policy['pauses']}" if policy["pauses"] else "")
     if row.attempt:
         yield "crashes", tries_words(row, now)
     yield from _times(row)
@@ -177,10 +180,6 @@ def _times(row: Row) -> Iterator[tuple[str, str]]:
             yield told.name, f"{asked}, superseded by {told.superseded}{at}"
         else:
             yield told.name, f"{asked}, not applied yet"
-
-
-def _restarts(row: Row) -> str:
-    return f", Failed after {row.max_restarts} restarts" if row.max_restarts is not None else ""
 
 
 def _print_parameters(console: Console, row: Row, doc: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 
 from skalds_streams.core import decide as core
-from skalds_streams.core.events import Event
+from skalds_streams.core.events import Event, Update
 from skalds_streams.core.invariants import check_step
 from skalds_streams.core.membership import Members
 from skalds_streams.core.placement import Choice, Load, choose
@@ -24,6 +24,7 @@ from skalds_streams.errors import SkaldsError, WireError
 from skalds_streams.model.codec import Limits, parse
 from skalds_streams.model.documents import Positions, encode_positions, encode_row, history_doc
 from skalds_streams.model.record import Record
+from skalds_streams.model.specs import check_merged
 from skalds_streams.topics import POSITIONS_KEY, Topics
 
 CHANGES_MOST = 2_000
@@ -180,11 +181,13 @@ class Stager:
         decision = core.decide(row, event, self._context)
         if decision.row is not None:
             check_step(row, decision.row)
+            if isinstance(event, Update) and event.merge and decision.row.attachments != (row and row.attachments):
+                check_merged(event.task_id, decision.row.attachments, self._limits)
         return decision
 
     def _note(self, choice: Choice, row: Row) -> None:
         if choice.incarnation is not None:
-            self._load.note(choice.incarnation, choice.members_offset, row.weight)
+            self._load.note(choice.incarnation, choice.members_offset, row.units)
         self.staged.placed.append(choice)
 
 

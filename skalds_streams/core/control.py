@@ -21,6 +21,8 @@ _WANTED: Mapping[str, Wanted] = {
     RESUME: Wanted.RUN,
     RESTART: Wanted.RUN,
 }
+KINDS = len(_WANTED)
+"""How many commands a row keeps, at most."""
 SUPERSEDED = "superseded by "
 """How the note begins of a row whose cause has lost to an earlier record."""
 

@@ -22,7 +22,7 @@ from skalds_streams.core.found import completed
 from skalds_streams.core.moves import let_go, moved, settled
 from skalds_streams.core.patch import merge_patch
 from skalds_streams.core.placement import Choice
-from skalds_streams.core.restarts import attempts_after_crash, backoff_ms
+from skalds_streams.core.restarts import after_crash
 from skalds_streams.core.row import Cause, Holder, Release, Row, Status, Wanted
 from skalds_streams.core.transitions import Step, step
 from skalds_streams.core.unanswered import kept_for_a_refusal, still_unanswered
@@ -323,10 +323,9 @@ def _failed(row: Row, event: events.Failed, context: Context) -> Row:
         return settled
     if row.release is Release.RESTART or (row.release is not None and event.retryable):
         return replace(_freed(row), status=step(row.status, Step.FREE))
-    attempt = attempts_after_crash(row.attempt, row.running_since_ms, context.now_ms)
-    if not event.retryable or (row.max_restarts is not None and attempt > row.max_restarts):
+    attempt, retry_at_ms = after_crash(row, context.now_ms)
+    if retry_at_ms is None or not event.retryable:
         return replace(_freed(row), status=step(row.status, Step.FAIL), attempt=attempt)
-    retry_at_ms = context.now_ms + backoff_ms(row.task_id, attempt)
     return replace(_freed(row), status=step(row.status, Step.FREE), attempt=attempt, retry_at_ms=retry_at_ms)
 
 
@@ -381,4 +380,4 @@ def _place(row: Row, context: Context) -> tuple[Row, Choice | None]:
     epoch = row.epoch + 1
     holder = Holder(choice.skald_id, choice.incarnation, epoch, choice.members_offset)
     placed = replace(row, holder=holder, epoch=epoch, waiting=None, move_to=None, moved_from=None)
-    return replace(placed, last_skald=choice.skald_id), choice
+    return replace(placed, last_skald=choice.skald_id, of_class=choice.of_class), choice

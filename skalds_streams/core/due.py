@@ -16,8 +16,9 @@ from typing import Literal
 
 from skalds_streams.core.membership import Members
 from skalds_streams.core.moves import let_go
+from skalds_streams.core.options import of_class
 from skalds_streams.core.placement import Load, choose
-from skalds_streams.core.restarts import BACKOFF_LONGEST_MS
+from skalds_streams.core.restarts import longest_ms
 from skalds_streams.core.row import Holder, Json, Release, Row, Status, Wanted
 
 MOVES_AT_ONCE = 8
@@ -65,7 +66,7 @@ class Room:
         """Speak for the room that a row needs elsewhere. False when nobody else has it."""
         choice = choose(let_go(row), members, self.load)
         if choice.incarnation is not None:
-            self.load.note(choice.incarnation, choice.members_offset, row.weight)
+            self.load.note(choice.incarnation, choice.members_offset, choice.units(row))
         return choice.incarnation is not None
 
 
@@ -139,7 +140,7 @@ def _found(row: Row, catalogue: Catalogue) -> Due | None:
 
 
 def _retry(row: Row, members: Members, load: Load, now_ms: int) -> Due | None:
-    if now_ms < row.retry_at_ms <= now_ms + BACKOFF_LONGEST_MS:
+    if now_ms < row.retry_at_ms <= now_ms + longest_ms(of_class(row.of_class).backoff_most_ms):
         return None
     if row.retry_at_ms > 0:
         return Due("Retry", row.task_id, row.epoch, "", row.attempt, "back-off is over")

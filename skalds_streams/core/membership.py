@@ -19,11 +19,15 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import takewhile
+from typing import TypeGuard
 
+from skalds_streams.core.member import WAITING as WAITING
+from skalds_streams.core.member import Member as Member
+from skalds_streams.core.member import described, heard_as
 from skalds_streams.core.redact import EVERYTHING
-from skalds_streams.core.row import Json
+from skalds_streams.core.row import NAME_MAX_CHARS, Json
 
 DEATH_BEATS = 13
 """ceil((lease + 2 beats) / beat) + 1, a lease being 10 beats: the last of them is appended at least 12 beats after the
@@ -34,53 +38,6 @@ DEATH_BEATS_MOST = 10_000
 """Of one with the longest lease, counted by one with the shortest."""
 HOLD_BEATS = 9
 """Default of `hold_beats`: 15 s of 2 s each, and one."""
-WAITING = "waiting"
-"""State of one that does not take part yet: another has its id, or other settings."""
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    """One incarnation as its heartbeats describe it. Offsets are those of the heartbeat topic."""
-
-    skald_id: str
-    incarnation: str
-    n: int = 0
-    last_offset: int = -1
-    running: int = 0
-    state: str = "up"
-    classes: Mapping[str, str] = field(default_factory=dict)
-    """Class name → digest of its parameters' schema."""
-    secret: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Class name → paths of its secret parameters (`core.redact`); a class without any is not in it."""
-    not_loadable: tuple[str, ...] = ()
-    kept: tuple[str, ...] = ()
-    """Tasks that run on there without a row that says so: there is room for them."""
-    labels: Mapping[str, str] = field(default_factory=dict)
-    capacity: int = 0
-    web: str = ""
-    role: str = "both"
-    version: str = ""
-    settings_hash: str = ""
-    agreed: Mapping[str, object] = field(default_factory=dict)
-    """The settings that all must share, by name. Empty when it has not said."""
-    cluster: str = ""
-    host: str = ""
-    """Name of its machine, for people."""
-    take_over: bool = False
-    """Asks the one that has its id to end."""
-    since: int = -1
-    """Offset of the beat with which it began to take part; of its first, as long as it waits."""
-    replaces: tuple[str, ...] = ()
-    """Incarnations that have ended before this one began. A heartbeat names one, a list, or none."""
-    lapses: int = 0
-    """How often the lease of its process has lapsed: so many of the last of `replaces` were this process."""
-    at_ms: int = 0
-    """Time of the last beat's record: shown to people, never decided upon."""
-
-    @property
-    def waits(self) -> bool:
-        """Whether it says that it does not take part yet."""
-        return self.state == WAITING
 
 
 def former_of(replaces: tuple[str, ...], lapses: int) -> tuple[str, ...]:
@@ -93,26 +50,6 @@ GOING = {"leaving": "left", "holding": "left, and comes back"}
 
 ASKED = {"drain": "draining", "undrain": "up"}
 """What a person may ask of a skald, by a record of this `kind` → the state that follows."""
-
-_DOCUMENT = {
-    "state": str,
-    "classes": Mapping,
-    "secret": Mapping,
-    "labels": Mapping,
-    "capacity": int,
-    "web": str,
-    "role": str,
-    "version": str,
-    "settings_hash": str,
-    "agreed": Mapping,
-    "cluster": str,
-    "host": str,
-    "take_over": bool,
-    "replaces": str | list | None,
-    "lapses": int,
-    "not_loadable": list | tuple,
-    "kept": list | tuple,
-}
 
 
 class Members:
@@ -153,7 +90,7 @@ class Members:
         incarnation, skald_id = doc.get("incarnation"), doc.get("skald_id")
         if doc.get("kind") in ASKED and isinstance(skald_id, str):
             return self._ask(skald_id, str(doc["kind"]))
-        if not isinstance(incarnation, str) or not isinstance(skald_id, str) or incarnation in self._dead:
+        if not _is_name(incarnation) or not _is_name(skald_id) or incarnation in self._dead:
             return False
         before = self._live.pop(incarnation, None)
         member = replace(before or Member(skald_id, incarnation, since=offset), last_offset=offset, at_ms=at_ms)
@@ -162,7 +99,7 @@ class Members:
         changed = False
         if self._count(member, doc, before):
             changed |= self._pass_time()
-        heard = _heard(member, doc)
+        heard = heard_as(member, doc)
         if member.waits and not heard.waits:
             heard = replace(heard, since=offset)
         self._live[incarnation] = heard
@@ -176,7 +113,7 @@ class Members:
             self._begin(heard)
         if skald_id in self._drained and heard.state == "up":
             heard = self._live[incarnation] = replace(heard, state="draining")
-        changed |= before is None or _described(before) != _described(heard)
+        changed |= before is None or described(before) != described(heard)
         if heard.state in GOING:
             stood = self.stands(heard)
             self._bury(incarnation, GOING[heard.state])
@@ -359,41 +296,6 @@ class Members:
         return member.last_offset < self._passed[SILENT_BEATS]
 
 
-def _heard(member: Member, doc: Json) -> Member:
-    """The member as this heartbeat says it is."""
-    known = {name: doc[name] for name in _DOCUMENT if name in doc}
-    wrong = [name for name, value in known.items() if not isinstance(value, _DOCUMENT[name])]
-    wrong += [name for name in ("n", "running") if not isinstance(doc.get(name, 0), int)]
-    if "replaces" in known:
-        said = known["replaces"] or ()
-        known["replaces"] = (said,) if isinstance(said, str) else tuple(said)
-        wrong += ["replaces"] * (not all(isinstance(name, str) for name in known["replaces"]))
-    if isinstance(known.get("secret"), Mapping):
-        wrong += ["secret"] * (not all(map(_are_paths, known["secret"].values())))
-    if wrong:
-        raise ValueError(f"wrong type: {', '.join(wrong)}")
-    if "secret" in known:
-        known["secret"] = {name: tuple(paths) for name, paths in known["secret"].items()}
-    for name in ("not_loadable", "kept"):
-        if name in known:
-            known[name] = tuple(known[name])
-    return replace(member, **known, n=max(doc.get("n", 0), member.n), running=doc.get("running", member.running))
-
-
-def _are_paths(value: object) -> bool:
-    return isinstance(value, list | tuple) and all(isinstance(path, str) for path in value)
-
-
-def _described(member: Member) -> tuple[object, ...]:
-    return (
-        member.state,
-        dict(member.classes),
-        member.not_loadable,
-        member.kept,
-        dict(member.labels),
-        member.capacity,
-        member.web,
-        member.role,
-        member.take_over,
-        member.agreed,
-    )
+def _is_name(value: object) -> TypeGuard[str]:
+    """A name that a row can hold."""
+    return isinstance(value, str) and len(value) <= NAME_MAX_CHARS

@@ -4,6 +4,8 @@ A recipient pins. Otherwise, among those that have the class, the labels and the
 one that held the task last, then rendezvous hashing weighted by free capacity, so that a node that comes or goes moves
 few tasks. A task that is moved goes back only when nobody else can take it. Nobody capable: the reason per skald, for
 people.
+
+Labels and weight are the task's, where its document says them, else its class's, by that skald's own description.
 """
 
 from __future__ import annotations
@@ -11,24 +13,36 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from skalds_streams.core.membership import Member, Members
-from skalds_streams.core.row import Row
+from skalds_streams.core.row import Json, Row
 
 TRIES_ON_ONE_SKALD = 5
+REASONS_MOST = 100
+"""Skalds of which a waiting row says why they can't take its task: the first ones, and how many more there are."""
+REASON_MAX_CHARS = 500
 EXPECTED_BACK = "is expected back"
 """Why a task waits for one skald although others may be able to take it."""
+BY_CLASS = ", by its class"
+"""Said of a need that the task's own document does not have."""
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Where a task goes, or why it must wait. `members_offset`: heartbeats up to this offset were known."""
+    """Where a task goes, or why it must wait. `members_offset`: heartbeats up to this offset were known; `of_class`:
+    what its class says there, for the row.
+    """
 
     skald_id: str | None = None
     incarnation: str | None = None
     waiting: Mapping[str, str] = field(default_factory=dict)
     members_offset: int = -1
+    of_class: Json | None = None
+
+    def units(self, row: Row) -> int:
+        """What the task takes where it goes."""
+        return replace(row, of_class=self.of_class).units
 
 
 class Load:
@@ -67,9 +81,17 @@ def choose(row: Row, members: Members, load: Load) -> Choice:
     if row.recipient is not None and row.recipient not in waiting and not able:
         waiting = {row.recipient: "recipient is not here"}
     if not able:
-        return Choice(waiting=waiting or {"*": "no skald is here"}, members_offset=offset)
+        return Choice(waiting=_told(waiting) or {"*": "no skald is here"}, members_offset=offset)
     best = _best(row, able)
-    return Choice(best.skald_id, best.incarnation, members_offset=offset)
+    of_class = best.options_of(row.class_name).of_run
+    return Choice(best.skald_id, best.incarnation, members_offset=offset, of_class=of_class)
+
+
+def _told(waiting: Mapping[str, str]) -> dict[str, str]:
+    """As much of the reasons as a row keeps. By id: who beats next would change the choice of any other order."""
+    told = {skald_id: waiting[skald_id][:REASON_MAX_CHARS] for skald_id in sorted(waiting)[:REASONS_MOST]}
+    more = len(waiting) - len(told)
+    return {**told, "*": f"and {more} more that can't take it"} if more else told
 
 
 def survey(row: Row, members: Members, load: Load) -> tuple[list[tuple[Member, int]], dict[str, str]]:
@@ -101,14 +123,22 @@ def refusal(row: Row, member: Member, used: int, *, silent: bool) -> str | None:
         return member.state
     if row.class_name not in member.classes:
         return f"no class {row.class_name}"
-    missing = [f"{name}={value}" for name, value in sorted(row.requires.items()) if member.labels.get(name) != value]
+    options = member.options_of(row.class_name)
+    needed = options.requires if row.requires is None else row.requires
+    missing = [f"{name}={value}" for name, value in sorted(needed.items()) if member.labels.get(name) != value]
     if missing:
-        return "lacks label " + ", ".join(missing)
-    if used + row.weight > member.capacity and not kept:
-        return f"full {used}/{member.capacity}"
+        return "lacks label " + ", ".join(missing) + (BY_CLASS if row.requires is None else "")
+    if used + units_at(row, member) > member.capacity and not kept:
+        by_class = row.weight is None and options.weight > 1
+        return f"full {used}/{member.capacity}" + (f": it takes {options.weight}{BY_CLASS}" if by_class else "")
     if silent:
         return "silent"
     return None
+
+
+def units_at(row: Row, member: Member) -> int:
+    """What a task would take of a skald's capacity there."""
+    return row.weight or member.options_of(row.class_name).weight
 
 
 def _best(row: Row, able: list[tuple[Member, int]]) -> Member:

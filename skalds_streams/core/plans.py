@@ -19,7 +19,7 @@ from skalds_streams.core.decide import Context, decide
 from skalds_streams.core.due import find_due
 from skalds_streams.core.membership import Member, Members
 from skalds_streams.core.moves import NOT_MOVED, let_go
-from skalds_streams.core.placement import Load, choose, refusal, survey
+from skalds_streams.core.placement import Load, choose, refusal, survey, units_at
 from skalds_streams.core.row import Cause, Json, Release, Row, Status, Wanted
 
 _CAUSE = Cause("Plan", "", -1, -1, 0)
@@ -47,7 +47,7 @@ class Imagined:
         held = Counter[str]()
         for row in rows:
             if row.holder is not None:
-                held[row.holder.incarnation] += row.weight
+                held[row.holder.incarnation] += row.units
         for member in members:
             unheard = held[member.incarnation] - member.running
             if unheard > 0:
@@ -64,7 +64,7 @@ class Imagined:
             decision = decide(row, event(row), context)
             row = decision.row or row
             if decision.choice is not None and decision.choice.incarnation is not None:
-                self.load.note(decision.choice.incarnation, decision.choice.members_offset, row.weight)
+                self.load.note(decision.choice.incarnation, decision.choice.members_offset, row.units)
         return row
 
     def why_not(self, row: Row, source: str | None) -> Mapping[str, str]:
@@ -197,14 +197,15 @@ def plan_balance(rows: Collection[Row], members: Members, most: int | None = Non
             break
         _, source, target, key = best
         row = groups[source.member.incarnation, key].pop()
-        source.used -= row.weight
-        target.used += row.weight
-        target.taken += row.weight
+        units = units_at(row, target.member)
+        source.used -= row.units
+        target.used += units
+        target.taken += units
         steps.append(Step(row.task_id, source.member.skald_id, target.member.skald_id))
     return steps
 
 
-_Key = tuple[str | None, tuple[tuple[str, str], ...], int]
+_Key = tuple[str | None, tuple[tuple[str, str], ...] | None, int | None, int]
 _Groups = Mapping[tuple[str, _Key], list[Row]]
 _Gain = tuple[tuple[float, str, str, str], Share, Share, _Key]
 
@@ -218,7 +219,8 @@ def _groups(rows: Iterable[Row], found: Collection[Share]) -> _Groups:
         if holder is None or holder.incarnation not in known or row.recipient is not None:
             continue
         if row.status is Status.RUNNING and row.wanted is Wanted.RUN and row.release is None:
-            key = (row.class_name, tuple(sorted(row.requires.items())), row.weight)
+            requires = None if row.requires is None else tuple(sorted(row.requires.items()))
+            key = (row.class_name, requires, row.weight, row.units)
             groups.setdefault((holder.incarnation, key), []).append(row)
     return groups
 
@@ -231,19 +233,22 @@ def _gains(groups: _Groups, found: Collection[Share]) -> Iterator[_Gain]:
         for target in found:
             if not alike or target is source or refusal(alike[-1], target.member, target.taken, silent=False):
                 continue
-            gain = _gain(source, target, alike[-1].weight)
+            gain = _gain(source, target, alike[-1].units, units_at(alike[-1], target.member))
             if gain is not None:
                 order = (gain, source.member.skald_id, target.member.skald_id, alike[-1].task_id)
                 yield order, source, target, key
 
 
-def _gain(source: Share, target: Share, weight: int) -> float | None:
-    """By how much a move changes the sum of used²/capacity; None when it does not even the two out."""
-    left = (source.used - weight) / source.member.capacity
-    grown = (target.used + weight) / target.member.capacity
+def _gain(source: Share, target: Share, leaves: int, comes: int) -> float | None:
+    """By how much a move changes the sum of used²/capacity; None when it does not even the two out.
+
+    leaves, comes: what the task takes at the one and at the other.
+    """
+    left = (source.used - leaves) / source.member.capacity
+    grown = (target.used + comes) / target.member.capacity
     if left < target.part or grown > source.part:
         return None
-    change = weight * (grown + target.part - source.part - left)
+    change = comes * (grown + target.part) - leaves * (source.part + left)
     return change if change < -1e-9 else None
 
 

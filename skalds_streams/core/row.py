@@ -18,6 +18,9 @@ from typing import Any
 FORMAT = 1
 """Version of the document, field `v`."""
 
+NAME_MAX_CHARS = 512
+"""Of a class, a skald, an incarnation."""
+
 Json = Mapping[str, Any]
 
 
@@ -119,10 +122,15 @@ class Row:
     task_id: str
     class_name: str | None = None
     recipient: str | None = None
-    requires: Mapping[str, str] = field(default_factory=dict)
-    weight: int = 1
+    requires: Mapping[str, str] | None = None
+    """Labels that its skald must have, `weight` the units of capacity it takes, `max_restarts` the tries after a crash.
+    None: the task's document does not say, so its class decides."""
+    weight: int | None = None
     priority: int = 0
     max_restarts: int | None = None
+    of_class: Json | None = None
+    """What its class said on the skald that it was placed on last, as far as a run needs it and it is not the default
+    (`core.options`). It stays as it was until the next placement."""
     wanted: Wanted = Wanted.CANCEL
     holder: Holder | None = None
     epoch: int = 0
@@ -179,6 +187,11 @@ class Row:
         return self.wanted is Wanted.RUN and self.holder is None and not self.is_terminal
 
     @property
+    def units(self) -> int:
+        """What it takes of a skald's capacity, as placed last."""
+        return self.weight or int((self.of_class or {}).get("weight", 1))
+
+    @property
     def is_over(self) -> bool:
         """Whether the next assign begins anew: what earlier runs left does not count for it. After a failure it does:
         to assign the task again is to try again.
@@ -213,6 +226,8 @@ class Row:
             return _quick(doc)
         except KeyError:  # written by a version that had fewer fields, or more statuses
             values = {name: doc[name] for name in _NAMES if name in doc}
+        if "of_class" not in values:  # of a version in which these two had a default of their own
+            values = {name: value for name, value in values.items() if (name, value) not in _UNSAID}
         if "task_id" not in values:
             raise ValueError("a row without task_id")
         for name, read in _READERS.items():
@@ -278,6 +293,7 @@ _READERS: Mapping[str, Any] = {
     "why": lambda doc: _cause(**doc),
     "controls": _controls,
 }
+_UNSAID: tuple[tuple[str, object], ...] = (("weight", 1), ("requires", {}))
 _VALUES = itemgetter(*_NAMES)
 _ASSIGN = tuple(getattr(Row, name).__set__ for name in _NAMES)
 _QUICK_READERS = {

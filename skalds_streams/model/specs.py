@@ -6,7 +6,6 @@ reports look like around them is in `codec`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +13,13 @@ import orjson
 from pydantic import ValidationError
 
 from skalds_streams.core.events import TaskSpec
+from skalds_streams.core.options import LABEL_MAX_CHARS, LABELS_MOST, are_labels
+from skalds_streams.core.row import NAME_MAX_CHARS, Json
 from skalds_streams.errors import WireError
 from skalds_streams.model.task import Task
 
-MAX_NAME = 512
-"""Characters of a class name, a skald id, a label."""
-MAX_LABELS = 64
+MAX_NAME = NAME_MAX_CHARS
+"""Characters of a class name, a skald id."""
 MAX_INTEGER = 2**53
 """What every JSON reader keeps exact; a row with more could not even be written."""
 
@@ -86,6 +86,16 @@ def check_attachments(attachments: Any, limits: Limits, *, required: bool = Fals
     return size
 
 
+def check_merged(task_id: str, attachments: Json | None, limits: Limits) -> None:
+    """What a merged update makes of a task's parameters: many small ones must not make what one must not be. Raises
+    WireError.
+    """
+    try:
+        check_attachments(attachments, limits)
+    except WireError as error:
+        raise WireError(f"merged with the parameters of task {task_id[:40]!r}: {error}") from None
+
+
 def json_size(value: Any) -> int | None:
     """Bytes as JSON; None for what can be read but not written: with four levels of documents around it, too deep."""
     try:
@@ -110,13 +120,10 @@ def check_spec(spec: TaskSpec) -> None:
         number = getattr(spec, name)
         if number is not None and integer(number) < least:
             raise ValueError(f"{name} must be at least {least}")
-    labels = spec.requires
-    if labels is not None and not (isinstance(labels, dict) and len(labels) <= MAX_LABELS and _are_names(labels)):
-        raise ValueError(f"requires must be at most {MAX_LABELS} labels with texts of at most {MAX_NAME} characters")
-
-
-def _are_names(labels: Mapping[Any, Any]) -> bool:
-    return all(isinstance(item, str) and len(item) <= MAX_NAME for pair in labels.items() for item in pair)
+    if spec.requires is not None and not are_labels(spec.requires):
+        raise ValueError(
+            f"requires must be at most {LABELS_MOST} labels with texts of at most {LABEL_MAX_CHARS} characters"
+        )
 
 
 def integer(value: object) -> int:

@@ -20,6 +20,7 @@ from skalds_streams.core.admission import outsiders
 from skalds_streams.core.membership import Members
 from skalds_streams.core.restarts import CRASH_LOOPING_ATTEMPTS
 from skalds_streams.core.row import Row, Status
+from skalds_streams.skald.states import StateStatistics
 
 _COUNTED = {
     "events": "Input records whose outcome is committed.",
@@ -79,6 +80,8 @@ class MetricSources:
     lease_ms: int
     """How long a lease is."""
     version: str
+    states: Callable[[], StateStatistics] = StateStatistics
+    """What became of saved states. A node without Kafka loses none."""
 
 
 class Metrics:
@@ -109,6 +112,7 @@ class _Skalds(Collector):
         yield from self._members()
         yield from self._lease()
         yield from self._journals()
+        yield from self._states()
         sources = self._sources
         yield GaugeMetricFamily(
             "skalds_view_caught_up", "1 when the view has read all that was there at start.", sources.view_caught_up()
@@ -169,6 +173,19 @@ class _Skalds(Collector):
             (sources.lease_remaining_ms() or 0) / 1000,
         )
         yield GaugeMetricFamily("skalds_lease_duration_seconds", "How long a lease is.", sources.lease_ms / 1000)
+
+    def _states(self) -> Iterator[Metric]:
+        counts = self._sources.states()
+        yield CounterMetricFamily(
+            "skalds_states_lost",
+            "Saved states of workers here that were given up: Kafka refuses the record, or this node may not write it.",
+            counts.lost,
+        )
+        yield CounterMetricFamily(
+            "skalds_states_not_written",
+            "Runs that ended here before their last saved state was written: the next run may find an older one.",
+            counts.not_written,
+        )
 
     def _journals(self) -> Iterator[Metric]:
         present = {id(counts): counts for counts in self._sources.journals()}

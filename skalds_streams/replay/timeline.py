@@ -204,7 +204,10 @@ class Attempt:
         recorded = self._entry.row
         if recorded.holder is not None:
             return Choice(
-                recorded.holder.skald_id, recorded.holder.incarnation, members_offset=self._entry.members_offset
+                recorded.holder.skald_id,
+                recorded.holder.incarnation,
+                members_offset=self._entry.members_offset,
+                of_class=recorded.of_class,
             )
         return Choice(waiting=recorded.waiting or {})
 

@@ -109,7 +109,7 @@ class Actor:
 
     @property
     def weight(self) -> int:
-        return self._row.weight
+        return self._row.units
 
     @property
     def stop_most_s(self) -> float:

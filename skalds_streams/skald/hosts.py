@@ -56,7 +56,8 @@ RESPAWN_S = 1.0
 class Catalogue:
     """What the user's modules hold.
 
-    `classes`: name → {"module", "schema", "aliases", "isolation", "release_s", "terminate_s"} (budgets in seconds).
+    `classes`: name → {"module", "schema", "aliases", "isolation", "release_s", "terminate_s", "options"} (budgets in
+    seconds; options as `core.options` has them).
     `not_loadable`: module or `module.Class` → why it can't run, a traceback or a sentence.
     """
 

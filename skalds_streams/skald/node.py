@@ -211,6 +211,7 @@ def described(settings: Settings, catalogue: Catalogue | None) -> dict[str, Any]
     return {
         "classes": {name: _schema_hash(item) for name, item in classes.items()},
         "secret": {name: item["secret"] for name, item in classes.items() if item.get("secret")},
+        "options": {name: item["options"] for name, item in classes.items() if item.get("options")},
         "not_loadable": sorted(catalogue.not_loadable) if catalogue is not None else [],
         "labels": dict(settings.labels),
         "capacity": settings.capacity if settings.runs_workers else 0,

@@ -8,6 +8,7 @@ written (`flush`), or nobody could know that the next run finds it.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol
 
@@ -47,11 +48,23 @@ class TaskStates(Protocol):
         """Its run is over."""
 
 
+@dataclass(slots=True)
+class StateStatistics:
+    """Counts since the process began, for metrics."""
+
+    lost: int = 0
+    """States that were given up: the broker takes no such record from us, however often it is sent."""
+    not_written: int = 0
+    """Runs whose end was told although their last state was not written yet. It is tried on, but the next run may not
+    find it."""
+
+
 class States:
     """`run` writes for ever what `save` is given."""
 
     def __init__(self, reader: StateReader, sender: StateSender, *, skald_id: str) -> None:
         self._reader, self._sender, self._skald_id = reader, sender, skald_id
+        self.statistics = StateStatistics()
         self._waiting: dict[str, StateRecord] = {}
         self._seqs: dict[str, tuple[int, int]] = {}
         """Task id → (epoch, sequence number of its last state)."""
@@ -67,6 +80,7 @@ class States:
         value = text.encode()
         if len(value) > STATE_MAX_BYTES:  # the SDK has refused it already
             log.error("state.too_large", task=task_id, epoch=epoch, bytes=len(value))
+            self.statistics.lost += 1
             return
         before, seq = self._seqs.get(task_id, (epoch, 0))
         seq = seq + 1 if before == epoch else 1
@@ -82,6 +96,7 @@ class States:
                     self._written.clear()
                     await self._written.wait()
         except TimeoutError:
+            self.statistics.not_written += task_id is not None
             return False
         return True
 
@@ -114,6 +129,7 @@ class States:
                 continue
             if error is not None:
                 log.error("state.lost", task=task_id, epoch=epoch, error=repr(error))
+                self.statistics.lost += 1
             if self._waiting.get(task_id) is record:
                 del self._waiting[task_id]
         self._written.set()

@@ -151,8 +151,8 @@ class ClusterView:
                 del self._load[former[0]]
         row = self._state.rows.get(task_id)
         if row is not None and row.holder is not None:
-            self._held[task_id] = row.holder.incarnation, row.weight
-            self._load[row.holder.incarnation] += row.weight
+            self._held[task_id] = row.holder.incarnation, row.units
+            self._load[row.holder.incarnation] += row.units
 
     def _take_beats(self, records: Sequence[Record]) -> None:
         changed = False

@@ -115,7 +115,7 @@ def class_docs(members: Iterable[Member]) -> list[dict[str, Any]]:
     for member in sorted(members, key=lambda member: member.skald_id):
         for name, digest in member.classes.items():
             there = {"skald_id": member.skald_id, "web": web_link(member.web), "digest": digest}
-            holders.setdefault(name, []).append(there)
+            holders.setdefault(name, []).append({**there, "options": member.options_of(name).to_doc()})
     docs = []
     for name, run_by in sorted(holders.items()):
         digests = {there["digest"] for there in run_by}

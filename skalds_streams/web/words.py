@@ -5,12 +5,14 @@ last update.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from skalds_streams.core.control import CANCEL, PAUSE
-from skalds_streams.core.placement import EXPECTED_BACK
+from skalds_streams.core.membership import Member
+from skalds_streams.core.options import DEFAULT, ClassOptions, of_class
+from skalds_streams.core.placement import BY_CLASS, EXPECTED_BACK
 from skalds_streams.core.row import Cause, Control, Release, Row, Status, Wanted
 from skalds_streams.projections.masking import error_text
 
@@ -88,6 +90,60 @@ def waiting_reasons(row: Row, clean: Clean) -> list[str]:
     """One reason a skald: "a: full 8/8"."""
     reasons = clean(dict(row.waiting or {}))
     return [reason if skald_id == "*" else f"{skald_id}: {reason}" for skald_id, reason in sorted(reasons.items())]
+
+
+def policy_words(row: Row, members: Iterable[Member]) -> Mapping[str, str]:
+    """What placement and restarts go by: {"labels", "weight", "restarts", "pauses"}, "" for what needs no word."""
+    said = _by_class(row, members)
+    options = of_class(row.of_class) if row.holder is not None or row.attempt else _common(said)
+    labels, weight, most = row.requires, row.weight, row.max_restarts
+    return {
+        "labels": label_words(labels) if labels is not None else _labels_of_classes(said),
+        "weight": str(weight or options.weight) + (BY_CLASS if weight is None and options.weight > 1 else ""),
+        "restarts": restart_words(options.max_restarts if most is None else most)
+        + (BY_CLASS if most is None and options.max_restarts is not None else ""),
+        "pauses": pause_words(options) + BY_CLASS if pause_words(options) != pause_words(DEFAULT) else "",
+    }
+
+
+def label_words(labels: Mapping[str, str]) -> str:
+    """ "gpu=yes, zone=a"."""
+    return ", ".join(f"{name}={value}" for name, value in sorted(labels.items()))
+
+
+def restart_words(most: int | None) -> str:
+    """ "at most 3"."""
+    return "for ever" if most is None else f"at most {most}"
+
+
+def pause_words(options: ClassOptions) -> str:
+    """ "1 s to 60 s"."""
+    return f"{options.backoff_first_ms / 1000:g} s to {options.backoff_most_ms / 1000:g} s"
+
+
+def _by_class(row: Row, members: Iterable[Member]) -> list[tuple[ClassOptions, list[str]]]:
+    """What the skalds that have the row's class say of it, alike ones together."""
+    found: list[tuple[ClassOptions, list[str]]] = []
+    for member in sorted(members, key=lambda member: member.skald_id):
+        if row.class_name in member.classes:
+            options = member.options_of(row.class_name)
+            known = next((names for other, names in found if other == options), None)
+            if known is None:
+                found.append((options, [member.skald_id]))
+            else:
+                known.append(member.skald_id)
+    return found
+
+
+def _common(said: Sequence[tuple[ClassOptions, list[str]]]) -> ClassOptions:
+    return said[0][0] if len(said) == 1 else DEFAULT
+
+
+def _labels_of_classes(said: Sequence[tuple[ClassOptions, list[str]]]) -> str:
+    if len({label_words(options.requires) for options, _ in said}) <= 1:
+        return label_words(said[0][0].requires) + BY_CLASS if said and said[0][0].requires else ""
+    told = [f"{label_words(options.requires) or 'none'} on {', '.join(names)}" for options, names in said]
+    return "; ".join(told) + BY_CLASS
 
 
 def _noted(row: Row, clean: Clean) -> Situation:

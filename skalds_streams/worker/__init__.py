@@ -17,8 +17,10 @@ from skalds_streams.worker.baseclass import (
     run_main_handler,
     update_event_handler,
 )
+from skalds_streams.worker.policy import Backoff
 
 __all__ = [
+    "Backoff",
     "BaseTaskWorker",
     "NonRetryableError",
     "release_handler",

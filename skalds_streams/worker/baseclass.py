@@ -17,7 +17,7 @@ Order of a run: `initialize` → before → main → after → release. Every me
   on.
 - The update handler is called beside main: in a thread, or on the worker's loop if it is `async def`. What it raises
   refuses the update.
-- The class attributes without a value of the run's (`release_s` … `stall_s`) are options: they are checked when the
+- The class attributes without a value of the run's (`release_s` … `backoff`) are options: they are checked when the
   class is loaded, and a wrong one makes it not loadable.
 - `self.save(state)` keeps what the next run shall find in `self.state`, when this one is restarted, moved or lost.
 
@@ -38,6 +38,7 @@ from pydantic import BaseModel
 
 from skalds_streams.worker.children import Children, Command
 from skalds_streams.worker.gauges import Gauges
+from skalds_streams.worker.policy import Backoff
 from skalds_streams.worker.saving import Saving, encode_state
 from skalds_streams.worker.stall import StallWatch
 
@@ -86,6 +87,17 @@ class BaseTaskWorker(ABC, Generic[ModelT]):
     meanwhile is killed without that, up to 3 s later. It counts from the beginning of main: `initialize` and the before
     handler are not watched. A process that stands still (SIGSTOP) makes no progress either.
     """
+
+    requires: Mapping[str, str] = {}  # a default that nobody changes; ClassVar would forbid properties
+    """Labels that a node must have (SKALDS_LABELS) to run it, e.g. `{"gpu": "yes"}`. Like the next three it is the
+    default of its tasks: what a task's own document says wins."""
+    weight: int = 1
+    """How much of a node's capacity (SKALDS_CAPACITY) one run takes."""
+    max_restarts: int | None = None
+    """How often a run that crashed is started again before the task is Failed; None: for ever. A minute without a crash
+    forgets those before it."""
+    backoff: Backoff = Backoff()
+    """How long to wait before that: 1 s, doubling to 60 s."""
 
     task_id: str
     task_type: str

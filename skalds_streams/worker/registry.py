@@ -23,9 +23,11 @@ from typing import Any
 from pydantic import AliasChoices, BaseModel, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from skalds_streams.core.options import DEFAULT, ClassOptions
 from skalds_streams.worker import memory
 from skalds_streams.worker.baseclass import MAIN, BaseTaskWorker
 from skalds_streams.worker.installed import Offer
+from skalds_streams.worker.policy import WrongOptionError, policy_of
 from skalds_streams.worker.secret_fields import secret_paths
 
 SCHEMA_MAX_BYTES = 64 * 1024
@@ -53,6 +55,8 @@ class WorkerClass:
     on_disconnect: str = "stop"
     memory_max_bytes: int | None = None
     stall_s: float = 0.0
+    policy: ClassOptions = DEFAULT
+    """Its defaults for placement and restarts."""
     secret: tuple[str, ...] = ()
     """Paths of the secret parameters (`secret_fields`)."""
 
@@ -81,6 +85,7 @@ class WorkerClass:
             "terminate_s": self.terminate_s,
             "memory_max_bytes": self.memory_max_bytes,
             "stall_s": self.stall_s,
+            "options": self.policy.to_doc(),
         }
 
 
@@ -226,6 +231,7 @@ def check(worker_type: WorkerType) -> WorkerClass:
         on_disconnect=_on_disconnect(worker_type),
         memory_max_bytes=_memory_max(worker_type),
         stall_s=_budget(worker_type, "stall_s"),
+        policy=_policy(worker_type),
         secret=tuple(secret_paths(model)),
     )
 
@@ -235,6 +241,13 @@ def _on_disconnect(worker_type: WorkerType) -> str:
     if value not in ("stop", "keep"):
         raise NotLoadable(f'{worker_type.__name__}.on_disconnect is {value!r}: it must be "stop" or "keep"')
     return str(value)
+
+
+def _policy(worker_type: WorkerType) -> ClassOptions:
+    try:
+        return policy_of(worker_type)
+    except WrongOptionError as error:
+        raise NotLoadable(str(error)) from None
 
 
 def _memory_max(worker_type: WorkerType) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,12 +14,15 @@ from skalds_streams.core import events
 from skalds_streams.core.decide import Context, decide
 from skalds_streams.core.due import find_due
 from skalds_streams.core.membership import Members
-from skalds_streams.core.placement import Load, choose, refusal
+from skalds_streams.core.options import ClassOptions
+from skalds_streams.core.placement import Load, choose, refusal, units_at
 from skalds_streams.core.plans import Step, plan_balance, plan_drain, plan_loss, plan_move, shares, spread
 from skalds_streams.core.row import Cause, Holder, Row, Status, Wanted
 
 SKALDS = "abcd"
 CLASSES = ("Cam", "Feed")
+OPTIONS: tuple[dict[str, Any], ...] = ({}, {}, {"weight": 2}, {"weight": 3, "requires": {"gpu": "yes"}})
+"""Each skald describes its classes in its own way."""
 CAUSE = Cause("Stopped", "skald.report", 0, 0, 0)
 
 
@@ -31,13 +35,15 @@ def clusters(draw: st.DrawFn) -> tuple[list[Row], Members]:
         doc = {"skald_id": skald_id, "incarnation": f"{skald_id}1", "n": 1, "capacity": capacity, "running": 0}
         doc |= {"classes": dict.fromkeys(draw(st.sampled_from((CLASSES, CLASSES, CLASSES[:1]))), "h")}
         doc |= {"labels": draw(st.sampled_from(({}, {"gpu": "yes"})))}
+        doc |= {"options": {"Cam": draw(st.sampled_from(OPTIONS)), "Feed": draw(st.sampled_from(OPTIONS))}}
         used = 0
         while used < capacity and number < draw(st.integers(0, 9)):
             row = draw(_rows(f"{skald_id}{number}", skald_id))
-            if used + row.weight > capacity:
+            row = replace(row, of_class=ClassOptions.from_doc(doc["options"][row.class_name]).of_run)
+            if used + row.units > capacity:
                 break
             rows.append(row)
-            used, number = used + row.weight, number + 1
+            used, number = used + row.units, number + 1
         members.apply({**doc, "running": draw(st.integers(0, used))}, offset)
     return rows, members
 
@@ -48,10 +54,10 @@ def _rows(draw: st.DrawFn, task_id: str, skald_id: str) -> Row:
     row = replace(row, holder=Holder(skald_id, f"{skald_id}1", 1, 0), epoch=1, revision=1, last_skald=skald_id)
     return replace(
         row,
-        weight=draw(st.integers(1, 3)),
+        weight=draw(st.sampled_from((None, None, 1, 2, 3))),
         priority=draw(st.integers(0, 1)),
         recipient=draw(st.sampled_from((None, None, None, skald_id))),
-        requires=draw(st.sampled_from(({}, {}, {"gpu": "yes"}))),
+        requires=draw(st.sampled_from((None, {}, {"gpu": "yes"}))),
     )
 
 
@@ -65,7 +71,7 @@ def check_fits(rows: list[Row], members: Members, steps: list[Step], *, leaving:
     used = Counter[str]()
     for row in rows:
         assert row.holder is not None
-        used[row.holder.skald_id] += row.weight
+        used[row.holder.skald_id] += row.units
     for step in steps:
         row = by_id[step.task_id]
         if step.target is None:
@@ -75,7 +81,7 @@ def check_fits(rows: list[Row], members: Members, steps: list[Step], *, leaving:
         assert row.recipient in (None, step.target)
         member = by_skald[step.target]
         assert refusal(row, member, used[step.target], silent=False) is None
-        used[step.target] += row.weight
+        used[step.target] += units_at(row, member)
 
 
 @given(CLUSTERS)
@@ -95,13 +101,15 @@ def test_a_rebalance_never_makes_the_spread_worse(cluster: tuple[list[Row], Memb
     quiet = Members()
     for member in members:
         doc = {name: getattr(member, name) for name in ("skald_id", "incarnation", "classes", "labels", "capacity")}
+        doc["options"] = {name: options.to_doc() for name, options in member.options.items()}
         quiet.apply({**doc, "n": 1}, member.last_offset)
     by_id = {row.task_id: row for row in rows}
     steps, last = plan_balance(rows, quiet), spread(shares(rows, quiet))
     for step in steps:
         assert step.target is not None
         moved = replace(by_id[step.task_id], holder=Holder(step.target, f"{step.target}1", 2, 0), epoch=2)
-        by_id[step.task_id] = moved
+        target = next(member for member in quiet if member.skald_id == step.target)
+        by_id[step.task_id] = replace(moved, of_class=target.options_of(moved.class_name).of_run)
         now = spread(shares(list(by_id.values()), quiet))
         assert now <= last + 1e-9
         last = now
@@ -131,10 +139,10 @@ def test_tasks_go_where_the_plan_of_a_drain_says(cluster: tuple[list[Row], Membe
             assert row.holder is not None
             assert decision.choice is not None
             assert row.holder.skald_id == step.target
-            load.note(row.holder.incarnation, members.offset, row.weight)
+            load.note(row.holder.incarnation, members.offset, row.units)
 
 
 def _note_unheard(rows: list[Row], members: Members, load: Load) -> None:
     for member in members:
-        held = sum(row.weight for row in rows if row.holder is not None and row.holder.skald_id == member.skald_id)
+        held = sum(row.units for row in rows if row.holder is not None and row.holder.skald_id == member.skald_id)
         load.note(member.incarnation, members.offset, max(held - member.running, 0))

@@ -49,10 +49,15 @@ class Batch:
 
 
 def members() -> Members:
-    """One skald that has room for everything, and one for three tasks."""
+    """One skald that has room for everything, and one for three tasks; they describe the class that both have
+    differently.
+    """
     found = Members()
-    found.apply({"skald_id": "a", "incarnation": "a1", "classes": {"Cam": ""}, "capacity": 10**6}, 0)
-    found.apply({"skald_id": "b", "incarnation": "b1", "classes": {"Cam": "", "Feed": ""}, "capacity": 3}, 1)
+    doc = {"skald_id": "a", "incarnation": "a1", "classes": {"Cam": ""}, "capacity": 10**6}
+    found.apply({**doc, "options": {"Cam": {"max_restarts": 1, "backoff_most_ms": 1_000}}}, 0)
+    doc = {"skald_id": "b", "incarnation": "b1", "classes": {"Cam": "", "Feed": ""}, "capacity": 3}
+    options = {"Cam": {"weight": 2}, "Feed": {"requires": {"zone": "b"}}}
+    found.apply({**doc, "options": options, "labels": {"zone": "b"}}, 1)
     return found
 
 

@@ -320,12 +320,12 @@ def the_lock_is_not_in_the_hosts() -> Iterator[None]:
 def only_the_last_predecessor_is_replaced() -> Iterator[None]:
     """Was in the product until seeds 34, 62 and 126."""
 
-    def heard(member: Any, doc: Any, offset: int, at_ms: int) -> Any:
-        after = real(member, doc, offset, at_ms)
+    def heard(member: Any, doc: Any) -> Any:
+        after = real(member, doc)
         return replace(after, replaces=after.replaces[-1:])
 
-    real = membership._heard
-    with patch.object(membership, "_heard", heard):
+    real = membership.heard_as
+    with patch.object(membership, "heard_as", heard):
         yield
 
 

@@ -12,7 +12,7 @@ from tests.simulation.planted import PLANTED
 
 FILES = sorted((Path(__file__).parents[1] / "histories").glob("simulator-*.json"))
 BUGS = {
-    "simulator-34.json": "only_the_last_predecessor_is_replaced",
+    "simulator-35.json": "only_the_last_predecessor_is_replaced",
     "simulator-113.json": "forwarded_commands_are_sent_all_at_once",
     "simulator-11555.json": "transactions_follow_a_commit_that_was_asked_for_twice",
     "simulator-1624.json": "who_runs_on_takes_its_own_room",

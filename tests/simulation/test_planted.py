@@ -48,7 +48,7 @@ CAUGHT_BY = {
     "neighbours_of_the_condemned_are_skipped": 8,
     "nothing_is_condemned": 8,
     "only_the_first_piece_of_a_gap_is_read": 11,
-    "only_the_last_predecessor_is_replaced": 12,
+    "only_the_last_predecessor_is_replaced": 35,
     "reconcile_starts_rows_of_a_former_incarnation": 0,
     "recovery_reads_uncommitted": 4,
     "silent_inputs_are_not_looked_at": 14,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from io import StringIO
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from rich.console import Console
 
 from skalds_streams.cli import classes
 from skalds_streams.errors import SkaldsError
-from skalds_streams.worker import BaseTaskWorker, registry, run_main_handler
+from skalds_streams.worker import Backoff, BaseTaskWorker, registry, run_main_handler
 from skalds_streams.worker.schema_words import parameters
 from tests.unit.test_web_world import World
 
@@ -37,6 +37,10 @@ class Params(BaseModel):
 
 class Cam(BaseTaskWorker[Params]):
     """Looks at things."""
+
+    requires: Mapping[str, str] = {"gpu": "yes"}
+    max_restarts = 3
+    backoff = Backoff(2, 90)
 
     def initialize(self, data: Params) -> None: ...
 
@@ -91,6 +95,18 @@ async def test_one_class_is_described_by_a_node_that_runs_it_and_answers() -> No
     assert "set SKALDS_WEB_TOKEN" in str(refused.value)
     text = shown(classes.print_class, {**doc, "run_by": classes.class_docs(members)[0]["run_by"]})
     told = "rtspUrl (rtsp_url)  string", "Where the frames are.", "integer ≥ 1 ≤ 120", "Looks at things.", "s1, s2"
+    told += "gpu=yes", "weight    1", "at most 3, after 2 s to 90 s"
     for part in told:
         assert part in text, part
     assert "canary" not in text
+
+
+def test_options_that_differ_are_no_one_version() -> None:
+    world = World()
+    world.beat("s1", "i1", state="up", classes={"Cam": "h"}, options={"Cam": {"weight": 2}})
+    world.beat("s2", "i2", state="up", classes={"Cam": "h"})
+    (doc,) = classes.list_doc(world.view.members)["classes"]
+    assert [there["options"] for there in doc["run_by"]] == [{"weight": 2}, {}]
+    text = shown(classes.print_class, {**doc, "described_by": "s1", "options": {"weight": 2}})
+    assert "the skalds have different versions; this is that of s1" in text
+    assert "for ever, after 1 s to 60 s" in text

@@ -198,3 +198,13 @@ def test_a_node_that_is_expected_back_and_one_that_is_drained_are_shown() -> Non
     held = replace(BEFORE, holder=Holder("z", "z1", 1, 99))
     told = dict(facts(held, Table({"t": held}, view.members), frozenset(), 0))
     assert told["held by"].startswith("z (not in the heartbeats)")
+
+
+def test_what_a_class_decides_is_told_of_its_task() -> None:
+    view = View(skalds=("a",))
+    options = {"Cam": {"requires": {"gpu": "yes"}, "weight": 2, "max_restarts": 3}}
+    view.members.apply({"skald_id": "a", "incarnation": "a1", "n": 2, "classes": {"Cam": "h"}, "options": options}, 9)
+    row = Row("t", class_name="Cam", wanted=Wanted.RUN, status=Status.ASSIGNING)
+    told = dict(facts(row, Table({"t": row}, view.members), frozenset(), 0))
+    assert (told["requires"], told["weight"]) == ("gpu=yes, by its class", "2, by its class")
+    assert (told["restarts"], told["priority"]) == ("at most 3, by its class", "0")

@@ -175,6 +175,24 @@ def test_a_record_is_all_or_nothing() -> None:
     assert reasons(staged)[0].startswith("tasks[1] is not a Task")
 
 
+def test_merged_updates_make_no_parameters_that_one_update_could_not() -> None:
+    world = World(limits=Limits(attachments_bytes=60))
+    world.commit(world.stage([assign(0, *OWN[:2], attachments={"a": "x" * 40})]))
+
+    def merge(offset: int, ids: Sequence[str], **attachments: Any) -> Staged:
+        return world.stage([record(TOPICS.update, offset, {"taskIds": ids, "attachments": attachments, "merge": True})])
+
+    staged = merge(0, OWN[:2], b="y" * 40)
+    world.commit(staged)
+    assert reasons(staged) == [
+        f"merged with the parameters of task {OWN[0]!r}: attachments have 95 bytes, the limit is 60"
+        " (SKALDS_MAX_ATTACHMENTS_BYTES)"
+    ]
+    assert staged.rows == {}
+    staged = merge(1, OWN[:1], a=None, b="y" * 40)
+    assert (reasons(staged), staged.rows[OWN[0]] and staged.rows[OWN[0]].attachments) == ([], {"b": "y" * 40})
+
+
 def test_ids_of_other_partitions_are_forwarded_with_their_cause() -> None:
     staged = World().stage([assign(7, OWN[0], FOREIGN[0], attachments={"fps": 1}, reason="why not")])
     assert list(staged.rows) == [OWN[0]]

@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from skalds_streams.core.membership import Members
 from skalds_streams.core.row import Holder, Row, Status, Wanted
 from skalds_streams.projections.metrics import Metrics, MetricSources
+from skalds_streams.skald.states import StateStatistics
 
 
 @dataclass
@@ -37,6 +38,7 @@ class World:
     lapses: int = 0
     caught_up: bool = False
     redis_up: bool = False
+    states: StateStatistics = field(default_factory=StateStatistics)
 
     def metrics(self) -> Metrics:
         return Metrics(
@@ -52,6 +54,7 @@ class World:
                 redis_up=lambda: self.redis_up,
                 lease_ms=20_000,
                 version="1.2.3",
+                states=lambda: self.states,
             )
         )
 
@@ -157,6 +160,14 @@ def test_who_takes_no_part_is_counted_by_the_reason() -> None:
     world.members.apply({"skald_id": "a", "incarnation": "a2", "n": 2, "state": "leaving"}, 3)
     world.members.apply({"skald_id": "b", "incarnation": "b1", "n": 2, "state": "leaving"}, 4)
     assert excluded() == (0, 0)
+
+
+def test_states_that_could_not_be_written_are_counted() -> None:
+    world = World()
+    assert scrape(world.metrics())["skalds_states_lost_total"] == 0, "an alert needs the zero before the first"
+    world.states = StateStatistics(lost=3, not_written=1)
+    samples = scrape(world.metrics())
+    assert (samples["skalds_states_lost_total"], samples["skalds_states_not_written_total"]) == (3, 1)
 
 
 def test_no_sample_grows_with_tasks() -> None:

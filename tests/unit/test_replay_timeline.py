@@ -177,6 +177,23 @@ def test_what_was_lived_is_rebuilt() -> None:
     assert rebuilt["cam-1"].status is Status.CANCELLED
 
 
+def test_what_a_class_said_at_a_placement_is_in_the_records_and_decides_the_crash() -> None:
+    world = World()
+    world.beat("a", "a1", options={"Cam": {"weight": 2, "max_restarts": 1, "backoff_first_ms": 30_000}})
+    world.assign("cam-1", {})
+    world.beat("a", "a1", options={})  # its next process has another version; the heartbeats are not kept for replay
+    world.report("cam-1", "Failed", error={"type": "RuntimeError"})
+    row = world.state.rows["cam-1"]
+    assert 27_000 <= row.retry_at_ms - world.now_ms <= 33_000
+    world.report("cam-1", "Retry", epoch=row.epoch, attempt=row.attempt)
+    assert world.state.rows["cam-1"].of_class is None
+    steps, verdict = play(world.recording())
+    assert verdict.sentence == "verified: 1 task, 3 decisions, 0 differ"
+    assert [step.after.row.units for step in steps] == [2, 2, 1]
+    _, verdict = play(change_history(world.recording(), "cam-1", 2, of_class={"backoff_first_ms": 1_000}))
+    assert ("cam-1", "revision 2", "of_class.weight") in fields_of(verdict)
+
+
 def test_what_a_catalogue_has_said_is_a_record_like_others() -> None:
     world = World()
     world.command(TOPICS.assign, "t")

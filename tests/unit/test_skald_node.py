@@ -12,8 +12,9 @@ import pytest
 from skalds_streams.model.record import Record
 from skalds_streams.proxy.waiting import Waiting
 from skalds_streams.settings import Settings
+from skalds_streams.skald.hosts import Catalogue
 from skalds_streams.skald.identity import Identity
-from skalds_streams.skald.node import SkaldNode
+from skalds_streams.skald.node import SkaldNode, described
 from skalds_streams.topics import Topics
 from skalds_streams.view.cluster import ClusterView
 
@@ -90,3 +91,9 @@ async def test_a_node_that_is_started_again_is_not_drained(world: World) -> None
     world.tell(kind="drain")
     assert (world.node.is_drained, world.beat(1)["state"]) == (False, "up")
     assert not world.view.members.is_drained("a")
+
+
+def test_heartbeats_say_what_classes_ask_of_placement_where_it_is_not_the_default() -> None:
+    cam = {"schema": {}, "options": {"weight": 2}}
+    doc = described(Settings(), Catalogue({"Cam": cam, "Door": {"schema": {}, "options": {}}}, {}))
+    assert doc["options"] == {"Cam": {"weight": 2}}

@@ -12,7 +12,7 @@ from aiokafka.errors import KafkaConnectionError, MessageSizeTooLargeError, NotL
 
 from skalds_streams.model.saved import StateRecord
 from skalds_streams.skald import states as states_module
-from skalds_streams.skald.states import States
+from skalds_streams.skald.states import States, StateStatistics
 
 pytestmark = pytest.mark.anyio
 
@@ -75,6 +75,8 @@ async def test_flush_waits_for_the_broker_and_no_longer_than_it_may(monkeypatch:
         states.save("t", 5, "{}")
         states.save("other", 1, "{}")
         assert not await states.flush("t", 0.001)
+        assert not await states.flush(None, 0.001)
+        assert states.statistics == StateStatistics(not_written=1), "one run has ended without"
         sender.open.set()
         assert await states.flush(None, 20)
 
@@ -91,6 +93,7 @@ async def test_after_an_error_it_is_tried_again(monkeypatch: pytest.MonkeyPatch,
         assert await states.flush(None, 20)
         assert sender.batches[-1][-1] == ("u@5", b'{"u":1}', b"1")
         assert len([item for batch in sender.batches for item in batch if item[0] == "t@5"]) == 1, "it was taken"
+        assert states.statistics == StateStatistics(), "nothing is lost"
 
 
 async def test_what_will_never_be_taken_holds_up_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,6 +104,7 @@ async def test_what_will_never_be_taken_holds_up_no_end(monkeypatch: pytest.Monk
         states.save("t", 5, "x" * 70_000)
         assert await states.flush("t", 0.001), "the SDK refuses it, so it was no worker of ours"
         assert len(sender.batches) == 1
+        assert states.statistics == StateStatistics(lost=2)
 
 
 async def test_a_run_that_goes_on_under_another_epoch_saves_under_that(monkeypatch: pytest.MonkeyPatch) -> None:

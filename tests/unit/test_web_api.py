@@ -123,7 +123,7 @@ async def test_class_is_described_by_those_that_run_it() -> None:
         )
         assert "canary" not in str(described)
         elsewhere = await get(client, "/api/classes/Other", status=404)
-        assert elsewhere["run_by"] == [{"skald_id": "s2", "web": "http://s2:1", "digest": "h"}]
+        assert elsewhere["run_by"] == [{"skald_id": "s2", "web": "http://s2:1", "digest": "h", "options": {}}]
         assert (await get(client, "/api/classes/None", status=404))["run_by"] == []
 
 

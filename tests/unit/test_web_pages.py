@@ -144,6 +144,19 @@ async def test_the_page_of_a_task_tells_what_became_of_each_command() -> None:
     assert "Cancel asked" in old, "a row of a version without controls"
 
 
+async def test_the_page_of_a_task_says_what_its_class_decides() -> None:
+    world = World()
+    world.beat("s1", "i1", state="up", classes={"Cam": "h"}, options={"Cam": {"requires": {"gpu": "yes"}, "weight": 2}})
+    waits = waiting("job", waiting={"s1": "lacks label gpu=yes, by its class"})
+    world.put(waits, running("cam", weight=3, of_class={"max_restarts": 4}))
+    async with world.client() as client:
+        job, cam = [await page_of(client, f"/tasks/{task_id}") for task_id in ("job", "cam")]
+    for text in ("<dd>gpu=yes, by its class</dd>", "<dd>2, by its class</dd>", "s1: lacks label gpu=yes, by its class"):
+        assert text in job
+    assert "<dd>3</dd>" in cam
+    assert "<dd>at most 4, by its class</dd>" in cam
+
+
 async def test_the_page_of_a_task_has_the_metrics_of_its_worker_or_says_where_they_are() -> None:
     world = World()
     world.put(running("cam"), running("far", holder=Holder("s2", "i2", 1)))

@@ -169,6 +169,57 @@ def test_classes_that_cannot_run_say_why(write_module: WriteModule) -> None:
     assert "more than 65536" in reasons["TooLarge"]
 
 
+POLICY = (
+    HEAD
+    + """
+from skalds_streams.worker import Backoff
+
+class Cam(BaseTaskWorker[P]):
+    {}
+    def initialize(self, data): ...
+    @run_main_handler
+    def run(self): ...
+"""
+)
+
+
+def test_a_class_says_where_it_runs_and_how_it_is_tried_again(write_module: WriteModule) -> None:
+    said = """
+    requires = {"gpu": "yes"}
+    weight = 2
+    max_restarts = 3
+    backoff = Backoff(5, 600)
+    """
+    cam = registry.load([write_module("policy", POLICY.format(said))]).classes["Cam"]
+    pauses = {"backoff_first_ms": 5_000, "backoff_most_ms": 600_000}
+    assert cam.describe()["options"] == {"requires": {"gpu": "yes"}, "weight": 2, "max_restarts": 3, **pauses}
+    assert registry.load([write_module("plain", GOOD)]).classes["Cam"].describe()["options"] == {}
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("weight = 0", "Cam.weight is 0: it must be a whole number from 1 to 10000"),
+        ("weight = 1.5", "Cam.weight is 1.5: it must be"),
+        ("max_restarts = -1", "Cam.max_restarts is -1: it must be a whole number, 0 or more, or None for no limit"),
+        ("max_restarts = True", "Cam.max_restarts is True: it must be"),
+        ('requires = "gpu"', 'Cam.requires is \'gpu\': it must be a dict of labels such as {"gpu": "yes"}'),
+        ("requires = None", "Cam.requires is None: it must be"),
+        ('requires = {"gpu": 1}', "Cam.requires is {'gpu': 1}: it must be"),
+        ("backoff = 5", "Cam.backoff is 5: it must be a Backoff, such as Backoff(5, 600)"),
+        ("backoff = Backoff('5')", "its pauses must be numbers of seconds"),
+        ("backoff = Backoff(float('nan'))", "its pauses must be numbers of seconds"),
+        ("backoff = Backoff(longest_s=float('inf'))", "its pauses must be numbers of seconds"),
+        ("backoff = Backoff(0)", "Cam.backoff is Backoff(first_s=0, longest_s=60.0): its first pause must be 0.1 s or"),
+        ("backoff = Backoff(61)", "its longest no shorter, up to 86400 s"),
+    ],
+)
+def test_a_policy_that_cannot_be_makes_the_class_not_loadable(write_module: WriteModule, said: str, told: str) -> None:
+    found = registry.load([write_module("wrong", POLICY.format(said))])
+    assert found.classes == {}
+    assert told in found.not_loadable["wrong.Cam"]
+
+
 def test_a_base_of_other_workers_is_no_error(write_module: WriteModule) -> None:
     source = HEAD + dedent("""
     class Shared(BaseTaskWorker[P]):

@@ -185,11 +185,11 @@ class Verdict:
         held: dict[str, int] = {}
         for other in self._ledger.rows.values():
             if other.holder is not None:
-                held[other.holder.skald_id] = held.get(other.holder.skald_id, 0) + other.weight
+                held[other.holder.skald_id] = held.get(other.holder.skald_id, 0) + other.units
         open_to = {seat.skald_id for seat in self._homes} - self._roll.drained.keys()
         if row.recipient is not None:
             open_to &= {row.recipient}
-        return [name for name in sorted(open_to) if held.get(name, 0) + row.weight <= self._capacity]
+        return [name for name in sorted(open_to) if held.get(name, 0) + row.units <= self._capacity]
 
     def unaccounted(self) -> str | None:
         """I4: an applied command that changed nothing of a task that it names, and is no dead letter."""
