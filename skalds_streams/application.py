@@ -123,7 +123,9 @@ class SkaldsApp(faust.App):  # type: ignore[misc]  # faust has no types
             await super().on_first_start()
             await self._start_runtime()
         except SkaldsError as error:
-            self._refuse(error)
+            if not self.should_stop:
+                self._refuse(error)
+            log.info("start.given_up", why="it is stopped meanwhile", error=str(error))
         if self.runtime.identity is not None:
             self.conf.consumer_group_instance_id = _instance_id(self.runtime.identity.skald_id)
 

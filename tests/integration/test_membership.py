@@ -174,6 +174,19 @@ async def test_a_slow_link_costs_nothing_and_one_that_is_cut_its_tasks_run_elsew
             await first.ready()
 
 
+def has_zygote(node: Node) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return any("skalds_streams.worker.zygote" in item.cmdline() for item in family(node)[1:])
+    return False
+
+
+async def test_a_node_can_be_stopped_while_its_workers_are_imported(system: System) -> None:
+    node = system.node(SKALDS_WORKERS="tests.integration.slow_workers")
+    node.start()
+    await until(lambda: has_zygote(node), "it imports them", 40)
+    assert await node.stop() == 0
+
+
 class SilentLeader(RoundRobinPartitionAssignor):
     """Leads the group of a system while it is alone in it, then gives nobody an answer."""
 
