@@ -40,7 +40,7 @@ from skalds_streams.worker.children import Children, Command
 from skalds_streams.worker.gauges import Gauges
 from skalds_streams.worker.policy import Backoff
 from skalds_streams.worker.saving import Saving, encode_state
-from skalds_streams.worker.stall import StallWatch
+from skalds_streams.worker.stall import Watch
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
@@ -67,6 +67,13 @@ class BaseTaskWorker(ABC, Generic[ModelT]):
     on_disconnect: str = "stop"
     """What becomes of it when its node can't reach Kafka for a lease. "stop": it ends, so that another node can run it
     and it never runs twice. "keep": it runs on, and may run twice until the node is back."""
+
+    isolation: str = "process"
+    """What it runs in. "process": a host of its own, which it may block, fill or crash. "shared": a host that it shares
+    with up to 199 others, as tasks on one event loop: some kilobytes instead of megabytes a worker. Only for a main
+    that is `async def` and never blocks: while one does not `await`, the others stand still, and what ends the process
+    ends all of them (they are started again, and it is no crash of theirs). Not with `memory_max`.
+    """
 
     memory_max: int | str | None = None
     """How much memory it may have: bytes, or a text like "512M" or "2G" (powers of 1024). None: as much as there is.
@@ -111,7 +118,7 @@ class BaseTaskWorker(ABC, Generic[ModelT]):
     logger: logging.LoggerAdapter[logging.Logger]
     """Writes to the task's log file. Records carry `task_id` and `epoch`."""
 
-    _watch: StallWatch | None
+    _watch: Watch | None
     _on_saved: Callable[[], object]
     _saved: str | None
     """The state that was saved last, as JSON: the host sends it."""

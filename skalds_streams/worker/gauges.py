@@ -40,6 +40,8 @@ class Gauges:
         self._lock = threading.Lock()
         self._sending = threading.Lock()
         self._is_full = False
+        self.on_news: Callable[[], object] | None = None
+        """Told that there is something to `flush`; None: a thread of its own does it."""
         self._pid = os.getpid()
 
     @property
@@ -59,8 +61,7 @@ class Gauges:
             return
         self._values[name] = _number(value)
         self._changed.set()
-        if self._thread is None:
-            self._begin()
+        self._begin()
 
     def attach(self, send: Callable[[Frame], None]) -> None:
         """What was set is sent from now on."""
@@ -82,8 +83,11 @@ class Gauges:
         self._changed.set()
 
     def _begin(self) -> None:
-        """Let a thread send, unless nobody is there to send to, or this is a process that user code forked."""
-        if self._send is None or self._pid != os.getpid():
+        """Let a thread send, or whoever is told, unless nobody is there to send to, or user code has forked us."""
+        if self._send is None or self._thread is not None or self._pid != os.getpid():
+            return
+        if self.on_news is not None:
+            self.on_news()
             return
         with self._lock:
             if self._thread is None:

@@ -370,3 +370,14 @@ class Littering(Base):
             subprocess.run(["/bin/sh", "-c", "true & true &"], check=True)
         self.sign("ready")
         time.sleep(600)
+
+
+# The same in hosts that they share
+
+
+class SharedLoop(AsyncLoop):
+    isolation = "shared"
+
+
+class SharedKeeper(SharedLoop):
+    on_disconnect = "keep"

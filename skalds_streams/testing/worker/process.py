@@ -29,7 +29,8 @@ from skalds_streams.skald.host import Host, RunSpec
 from skalds_streams.worker import kernel, reaper
 from skalds_streams.worker.channel import Channel
 from skalds_streams.worker.frames import Frame, send_frame
-from skalds_streams.worker.host import flush_output, host_main
+from skalds_streams.worker.host import host_main
+from skalds_streams.worker.process import flush_output
 from skalds_streams.worker.registry import Registry, WorkerClass
 from skalds_streams.worker.secrets import SecretPolicy
 from skalds_streams.worker.stall import read_dump

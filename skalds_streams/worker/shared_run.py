@@ -1,0 +1,278 @@
+"""One of many runs in a process: its worker lives in tasks on the loop of all of them.
+
+Rules: main and every other method are on the loop; what is not `async` holds up the others while it lasts. A stop
+cancels the task that is in a method of the worker. The run is over only when all its tasks are done, its calls in
+threads have returned, and the programs that it has spawned are gone, with their process groups: until then another run
+of the same task must not begin. Nothing here waits without an end but for that; the skald counts the time.
+
+What does not live here: the order of the methods (`life`), the process and the socket (`shared`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import suppress
+from contextvars import Context, copy_context
+from typing import Any
+
+from skalds_streams.worker import outcome
+from skalds_streams.worker.baseclass import BaseTaskWorker
+from skalds_streams.worker.frames import Frame
+from skalds_streams.worker.life import LOOSE_TASKS_S, UPDATES_PENDING_MAX, Life
+from skalds_streams.worker.registry import WorkerClass
+from skalds_streams.worker.secrets import Secrets
+from skalds_streams.worker.stall import Watch, awaited
+from skalds_streams.worker.steps import CURRENT
+from skalds_streams.worker.stopper import Stopper, StopRun
+from skalds_streams.worker.text_pipe import TextPipe
+
+END_POLL_S = 0.005
+END_POLL_MAX_S = 0.1
+LINGER_S = 5.0
+"""A run that is over and can't be ended says so after this time: its process has to go."""
+
+
+class LoopStopper(Stopper):
+    """A stop without signals. On the loop."""
+
+    def install(self) -> None:
+        """Nothing: signals are the host's."""
+
+    def request(self) -> None:
+        """Cancel what is guarded now; what comes later does not begin."""
+        self.requested = True
+        self.on_request()
+        if self._task is not None:
+            self._task.cancel()
+
+
+class SharedRun(Life):
+    """See the module. All methods belong to the loop, but for those that say otherwise."""
+
+    _posting = threading.Lock()
+    """Of all runs: an older state must not come after a newer one."""
+
+    def __init__(
+        self,
+        worker_class: WorkerClass,
+        frame: Frame,
+        *,
+        send: Callable[[Frame], None],
+        secrets: Secrets,
+        ring: Callable[[SharedRun], None],
+        output: TextPipe | None,
+    ) -> None:
+        """ring: told, from any thread, that there is something to `post`. output: takes what it prints."""
+        watch = Watch(worker_class.stall_s) if worker_class.stall_s > 0 else None
+        super().__init__(
+            worker_class, frame, send=send, stopper=LoopStopper(), secrets=secrets, watch=watch, on_saved=self._on_news
+        )
+        self.number: int = frame["number"]
+        """By which the skald knows it."""
+        self.task_id: str = frame["task_id"]
+        self.output = output
+        self.clean = secrets.clean
+        self.watch = watch
+        self.stall_error: dict[str, Any] | None = None
+        """It is known to be stuck."""
+        self.tasks: set[asyncio.Task[Any]] = set()
+        self._ring = ring
+        self._rung = False
+        self._state_sent: str | None = None
+        self._updates: deque[Frame] = deque(maxlen=UPDATES_PENDING_MAX)
+        self._updating: asyncio.Task[None] | None = None
+        self._is_main_there = False
+        self._exit: BaseException | None = None
+        self._threads: ThreadPoolExecutor | None = None
+        self._calls: set[object] = set()
+        self._is_over = False
+        self._context = copy_context()
+        self._context.run(CURRENT.set, self)
+
+    def begin(self, on_end: Callable[[SharedRun, Frame], None]) -> None:
+        """Let it live. on_end: gets its last frame when nothing of it is left."""
+        self._task = asyncio.get_running_loop().create_task(self._run(), context=self._context)
+        self._task.add_done_callback(lambda task: on_end(self, task.result()))
+
+    def stop(self) -> None:
+        """Ask it to end; asked again, what swallowed the first cancellation is cancelled once more."""
+        self._stopper.request()
+
+    def update(self, frame: Frame) -> None:
+        """Take new parameters; answered by "applied" or "refused" once main has begun."""
+        self._updates.append(frame)
+        self._look_at_updates()
+
+    def leave(self, error: BaseException) -> None:
+        """A task of it wants the process to end: it is the run that does."""
+        self._exit = self._exit or error
+        if self._stopper._task is not None:
+            self._stopper._task.cancel()
+
+    @property
+    def context(self) -> Context:
+        """In which what is called is known to be its own."""
+        return self._context
+
+    @property
+    def waits_at(self) -> list[str]:
+        """Where main waits, innermost first. From any thread."""
+        return awaited(self._stopper.guarded)
+
+    def stalled(self, dump: str) -> dict[str, Any]:
+        """Main is stuck: the error document that says where. dump: of all threads, "" if it is in none."""
+        assert self.watch is not None
+        self.watch.end()
+        self.stall_error = outcome.stalled(self.watch.stall_s, dump, self.waits_at)
+        return self.stall_error
+
+    # -- from any thread
+
+    def post(self) -> None:
+        """Send the numbers and the state that were set last, if they are not sent yet."""
+        self._rung = False
+        worker = self._worker
+        if worker is None:
+            return
+        with self._posting:
+            worker._gauges.flush()
+            state = worker._saved
+            if state is not None and state != self._state_sent:
+                self._state_sent = state
+                self._send({"op": "saved", "state": state})
+
+    def call(self, func: Callable[..., Any], *args: Any) -> Any:
+        """In a thread: a call of this run."""
+        if self._is_over:
+            raise CancelledError
+        token = object()
+        self._calls.add(token)
+        try:
+            return self._context.copy().run(func, *args)
+        finally:
+            self._calls.discard(token)
+
+    def threads(self) -> ThreadPoolExecutor:
+        """Its own."""
+        self._threads = self._threads or ThreadPoolExecutor(thread_name_prefix=self.task_id)
+        return self._threads
+
+    def _on_news(self) -> None:
+        if not self._rung:
+            self._rung = True
+            self._ring(self)
+
+    # -- what `Life` asks for
+
+    async def _run(self) -> Frame:
+        try:
+            last = await self.live()
+        except BaseException as error:  # noqa: BLE001  # a defect of ours must not leave the task without an end
+            last = {"op": "failed", "error": outcome.describe(error, self.clean), "retryable": True}
+        if last["op"] == "stopped" and self.stall_error is not None:
+            last = {"op": "failed", "error": self.stall_error, "retryable": True}
+        await self._until_nothing_is_left(last)
+        self.post()
+        return last
+
+    def _equip(self, worker: BaseTaskWorker[Any]) -> None:
+        worker._gauges.on_news = self._on_news
+        worker._children.output_fd = self.output.fd if self.output is not None else None
+
+    async def _await(self, awaitable: Awaitable[Any]) -> None:
+        error = await self._beside_this(self._stopper.guard(awaitable))
+        if self._exit is not None and not self._stopper.requested:
+            raise self._exit
+        if isinstance(error, asyncio.CancelledError) and self._stopper.requested:
+            raise StopRun
+        if error is not None:
+            raise error
+
+    async def _beside_this(self, awaitable: Awaitable[Any]) -> BaseException | None:
+        """In a task of its own, so that a cancellation is the worker's alone; what it raises."""
+        return await asyncio.get_running_loop().create_task(_outcome(awaitable), context=self._context)
+
+    async def _await_beside(self, awaitable: Awaitable[Any]) -> None:
+        await awaitable
+
+    async def _await_release(self, awaitable: Awaitable[Any]) -> None:
+        error = await self._beside_this(awaitable)
+        if error is not None:
+            raise error
+
+    def _begin_updates(self, _worker: BaseTaskWorker[Any]) -> None:
+        self._is_main_there = True
+        self._look_at_updates()
+
+    def _look_at_updates(self) -> None:
+        if self._is_main_there and self._updates and self._updating is None:
+            loop = asyncio.get_running_loop()
+            self._updating = loop.create_task(self._apply_updates(), context=self._context)
+
+    async def _apply_updates(self) -> None:
+        """One after the other, beside main."""
+        assert self._worker is not None
+        try:
+            while self._is_main_there and self._updates:
+                answer = await self._apply(self._worker, self._updates.popleft())
+                if self._is_main_there:
+                    self._send(answer)
+        finally:
+            self._updating = None
+
+    def _end_updates(self) -> None:
+        self._is_main_there = False
+
+    async def _end_what_is_left(self) -> None:
+        """Let tasks that the worker left behind run their cleanup, and kill its programs."""
+        await self._cancel_tasks(LOOSE_TASKS_S)
+        if self._worker is not None:
+            self._worker._children.kill()
+            self._worker._gauges.end()
+
+    async def _until_nothing_is_left(self, last: Frame) -> None:
+        linger_at, pause_s = time.monotonic() + LINGER_S, END_POLL_S
+        if self._threads is not None:
+            self._threads.shutdown(wait=False, cancel_futures=True)
+        while left := self._what_is_left():
+            with suppress(asyncio.CancelledError):  # a worker may cancel every task that it finds
+                await self._cancel_tasks(pause_s)
+                await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, END_POLL_MAX_S)
+            if time.monotonic() >= linger_at:
+                linger_at = float("inf")
+                self._send({"op": "lingers", "what": left, "last": last})
+        self._is_over = True
+        if self._worker is not None:
+            self._worker._children.end()
+
+    def _what_is_left(self) -> str:
+        """In words; "" for nothing."""
+        if self.tasks - {self._task}:
+            return "a task that does not take its cancellation"
+        if self._calls:
+            return "a call in a thread that does not return"
+        if self._worker is not None and self._worker._children.kill():
+            return "a program that it has spawned does not end"
+        return ""
+
+    async def _cancel_tasks(self, timeout_s: float) -> None:
+        tasks = self.tasks - {self._task}
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=timeout_s)
+
+
+async def _outcome(awaitable: Awaitable[Any] | Coroutine[Any, Any, Any]) -> BaseException | None:
+    """What it raises: asyncio lets no SystemExit of a task by without ending its loop."""
+    try:
+        await awaitable
+    except BaseException as error:  # noqa: BLE001  # it is raised again by whoever waits
+        return error
+    return None
