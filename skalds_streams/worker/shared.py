@@ -252,16 +252,16 @@ class SharedHost:
         """This run makes no progress; `holder` has held up the loop for so long."""
         assert run.watch is not None
         if holder == run.number:
-            self._send(run.task_id, {"op": "stalled", "error": run.stalled(self._kernel_watch.take_down())})
+            run.say({"op": "stalled", "error": run.stalled(self._kernel_watch.take_down())})
         elif not holder:
             if now >= self._held_up_at + TURN_S:
-                self._send(run.task_id, {"op": "stalled", "error": run.stalled("")})
+                run.say({"op": "stalled", "error": run.stalled("")})
         elif held_s >= run.watch.stall_s:
             run.watch.feed()
             for other in list(self._runs.values()):
                 if other.number == holder and other.stall_error is None:
                     other.stall_error = outcome.held_up(held_s, run.task_id, self._kernel_watch.take_down())
-                    self._send(other.task_id, {"op": "stalled", "error": other.stall_error})
+                    other.say({"op": "stalled", "error": other.stall_error})
 
 
 def _settle_signals() -> None:

@@ -54,8 +54,8 @@ class LoopStopper(Stopper):
 class SharedRun(Life):
     """See the module. All methods belong to the loop, but for those that say otherwise."""
 
-    _posting = threading.Lock()
-    """Of all runs: an older state must not come after a newer one."""
+    _posting = threading.RLock()
+    """Of all runs: an older state must not come after a newer one, and nothing after the end."""
 
     def __init__(
         self,
@@ -70,7 +70,13 @@ class SharedRun(Life):
         """ring: told, from any thread, that there is something to `post`. output: takes what it prints."""
         watch = Watch(worker_class.stall_s) if worker_class.stall_s > 0 else None
         super().__init__(
-            worker_class, frame, send=send, stopper=LoopStopper(), secrets=secrets, watch=watch, on_saved=self._on_news
+            worker_class,
+            frame,
+            send=self.say,
+            stopper=LoopStopper(),
+            secrets=secrets,
+            watch=watch,
+            on_saved=self._on_news,
         )
         self.number: int = frame["number"]
         """By which the skald knows it."""
@@ -81,7 +87,7 @@ class SharedRun(Life):
         self.stall_error: dict[str, Any] | None = None
         """It is known to be stuck."""
         self.tasks: set[asyncio.Task[Any]] = set()
-        self._ring = ring
+        self._say, self._ring = send, ring
         self._rung = False
         self._state_sent: str | None = None
         self._updates: deque[Frame] = deque(maxlen=UPDATES_PENDING_MAX)
@@ -133,6 +139,12 @@ class SharedRun(Life):
 
     # -- from any thread
 
+    def say(self, frame: Frame) -> None:
+        """Send a frame; nothing when it is over."""
+        with self._posting:
+            if not self._is_over:
+                self._say(frame)
+
     def post(self) -> None:
         """Send the numbers and the state that were set last, if they are not sent yet."""
         self._rung = False
@@ -177,7 +189,9 @@ class SharedRun(Life):
         if last["op"] == "stopped" and self.stall_error is not None:
             last = {"op": "failed", "error": self.stall_error, "retryable": True}
         await self._until_nothing_is_left(last)
-        self.post()
+        with self._posting:
+            self.post()
+            self._is_over = True
         return last
 
     def _equip(self, worker: BaseTaskWorker[Any]) -> None:
@@ -229,11 +243,10 @@ class SharedRun(Life):
         self._is_main_there = False
 
     async def _end_what_is_left(self) -> None:
-        """Let tasks that the worker left behind run their cleanup, and kill its programs."""
+        """Let tasks that the worker left behind run their cleanup, for a limited time, then kill its programs."""
         await self._cancel_tasks(LOOSE_TASKS_S)
         if self._worker is not None:
             self._worker._children.kill()
-            self._worker._gauges.end()
 
     async def _until_nothing_is_left(self, last: Frame) -> None:
         linger_at, pause_s = time.monotonic() + LINGER_S, END_POLL_S
@@ -247,7 +260,6 @@ class SharedRun(Life):
             if time.monotonic() >= linger_at:
                 linger_at = float("inf")
                 self._send({"op": "lingers", "what": left, "last": last})
-        self._is_over = True
         if self._worker is not None:
             self._worker._children.end()
 
