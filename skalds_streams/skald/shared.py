@@ -25,6 +25,7 @@ from skalds_streams.errors import HostError
 from skalds_streams.skald.exits import ExitInfo
 from skalds_streams.skald.host import LAST_FRAMES, Host, OnEvent, RunSpec, told_end
 from skalds_streams.skald.logs import RunOutput, TaskLogs
+from skalds_streams.skald.output import tail_of
 from skalds_streams.worker.frames import Frame
 from skalds_streams.worker.outcome import Reason
 from skalds_streams.worker.process import FAULTS
@@ -39,8 +40,6 @@ HELD_UP_S = 1.0
 """A step that lasts longer has the loop for itself."""
 DUMP_S = 0.1
 """For the stacks of a host that is taken down."""
-HOST_LINES = 20
-"""Last lines of the host, in the report of a crash."""
 
 
 class HostedRun:
@@ -105,7 +104,7 @@ class HostedRun:
     async def last_lines(self) -> list[str]:
         """What it has printed last; and what its host has, if it ended with that."""
         lines = await self.output.last_lines() if self.output is not None else []
-        return [*lines, *await self._host.last_lines()] if self._with_host else lines
+        return tail_of([*lines, *await self._host.last_lines()]) if self._with_host else lines
 
     def kill(self) -> None:
         """SIGKILL to the host: all its runs end."""
@@ -225,7 +224,7 @@ class SharedHost:
 
     async def last_lines(self) -> list[str]:
         """What the host has printed last."""
-        return (await self._output.last_lines())[-HOST_LINES:] if self._output is not None else []
+        return await self._output.last_lines() if self._output is not None else []
 
     def forget(self, run: HostedRun) -> None:
         """It has ended."""
@@ -247,7 +246,7 @@ class SharedHost:
         holder = self._by_number(number) if held_s > HELD_UP_S else None
         self._culprit, self._why = run, why
         if holder not in (None, run):
-            self._culprit = holder
+            self._culprit, self._held_up = holder, True
             self._why = (
                 f"it held up the event loop for {held_s:.1f} s, task {run.task_id} beside it could not be stopped"
             )

@@ -33,8 +33,6 @@ from skalds_streams.worker.text_pipe import TextPipe
 
 END_POLL_S = 0.005
 END_POLL_MAX_S = 0.1
-LINGER_S = 5.0
-"""A run that is over and can't be ended says so after this time: its process has to go."""
 
 
 class LoopStopper(Stopper):
@@ -249,7 +247,7 @@ class SharedRun(Life):
             self._worker._children.kill()
 
     async def _until_nothing_is_left(self, last: Frame) -> None:
-        linger_at, pause_s = time.monotonic() + LINGER_S, END_POLL_S
+        linger_at, pause_s = time.monotonic() + max(self._class.release_s, LOOSE_TASKS_S), END_POLL_S
         if self._threads is not None:
             self._threads.shutdown(wait=False, cancel_futures=True)
         while left := self._what_is_left():
@@ -259,7 +257,7 @@ class SharedRun(Life):
             pause_s = min(2 * pause_s, END_POLL_MAX_S)
             if time.monotonic() >= linger_at:
                 linger_at = float("inf")
-                self._send({"op": "lingers", "what": left, "last": last})
+                self._send({"op": "lingers", "what": left, "last": last})  # its process has to go
         if self._worker is not None:
             self._worker._children.end()
 

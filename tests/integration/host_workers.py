@@ -480,14 +480,13 @@ class Shared(Base):
     @run_main_handler
     async def main(self) -> None:
         self.sign("main")
-        await asyncio.sleep(0.05)
         await getattr(self, self.params.trouble)()
 
     async def exit(self) -> None:
         os._exit(3)
 
     async def leave(self) -> None:
-        asyncio.create_task(self.leave_in_a_task())
+        self.task = asyncio.create_task(self.leave_in_a_task())
         await asyncio.sleep(600)
 
     async def leave_in_a_task(self) -> None:
@@ -503,7 +502,7 @@ class Shared(Base):
         time.sleep(600)
 
     async def hold_the_gil(self) -> None:
-        ctypes.PyDLL(None).sleep(60)
+        sum(range(10**15))
 
     async def be_deaf(self) -> None:
         while True:
