@@ -102,4 +102,4 @@ class IdleShared(Idle):
     @run_main_handler
     async def main(self) -> None:  # type: ignore[override]
         self._tell("main")
-        await asyncio.Event().wait()
+        await asyncio.get_running_loop().create_future()

@@ -32,7 +32,9 @@ Process = subprocess.Popen[Any]
 class Children:
     """Of one worker. Any thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, output_fd: int | None = None) -> None:
+        """output_fd: where what they print goes, if it is not where this process's goes."""
+        self._output_fd = output_fd
         self._begin()
 
     def _begin(self) -> None:
@@ -40,8 +42,6 @@ class Children:
         self._lock = threading.Lock()
         self._forker: _Forker | None = None
         self._processes: list[Process] = []
-        self.output_fd: int | None = None
-        """Where what they print goes, if it is not where this process's goes."""
 
     def spawn(self, command: Command, **options: Any) -> Process:
         """Start a program; `options` are those of subprocess.Popen. Raises what Popen raises."""
@@ -50,9 +50,9 @@ class Children:
         with self._lock:
             self._forker = self._forker or _Forker()
         options.setdefault("stdin", subprocess.DEVNULL)
-        if self.output_fd is not None and not options.get("capture_output"):
+        if self._output_fd is not None and not options.get("capture_output"):
             for name in ("stdout", "stderr"):
-                options.setdefault(name, self.output_fd)
+                options.setdefault(name, self._output_fd)
         if not options.get("start_new_session"):
             options.setdefault("process_group", 0)
         options["preexec_fn"] = partial(_tie, os.getpid(), options.get("preexec_fn"))

@@ -35,14 +35,6 @@ LOOSE_TASKS_S = 1.0
 """What tasks that an async worker left behind get to handle their cancellation."""
 
 
-class CarriedError(Exception):
-    """A StopIteration of user code: a coroutine can't let one out."""
-
-    def __init__(self, error: BaseException) -> None:
-        super().__init__()
-        self.error = error
-
-
 class Life(ABC):
     """One run of one worker."""
 
@@ -99,14 +91,14 @@ class Life(ABC):
         self._stopper.disarm()
         self._end_updates()
         await self._release()
-        await self._end_what_is_left()
+        await self._end_what_is_left(last)
         return last
 
     # -- how it is done
 
     @abstractmethod
-    async def _await(self, awaitable: Awaitable[Any]) -> None:
-        """Await it so that a stop interrupts it, by StopRun."""
+    async def _await(self, awaitable: Awaitable[Any] | None) -> None:
+        """Await it, if there is something, so that a stop interrupts it, by StopRun."""
 
     @abstractmethod
     async def _await_beside(self, awaitable: Awaitable[Any]) -> None:
@@ -116,8 +108,9 @@ class Life(ABC):
     async def _await_release(self, awaitable: Awaitable[Any]) -> None:
         """Await it to its end."""
 
-    def _equip(self, worker: BaseTaskWorker[Any]) -> None:  # noqa: B027  # nothing is an answer
+    def _equip(self, worker: BaseTaskWorker[Any]) -> None:
         """The worker is made, and was told nothing yet."""
+        worker._attach(self._send, None)
 
     @abstractmethod
     def _begin_updates(self, worker: BaseTaskWorker[Any]) -> None:
@@ -128,7 +121,7 @@ class Life(ABC):
         """Main is over: none is applied any more."""
 
     @abstractmethod
-    async def _end_what_is_left(self) -> None:
+    async def _end_what_is_left(self, last: Frame) -> None:
         """After the release: tasks, programs, metrics."""
 
     # -- the order
@@ -137,47 +130,39 @@ class Life(ABC):
         """Everything before the release."""
         try:
             worker = self._construct()
-            await self._call(worker.initialize, data)
-            await self._call(worker._handler(BEFORE))
+            await self._await(self._call(worker.initialize, data))
+            await self._await(self._call(worker._handler(BEFORE)))
             if self._stopper.requested:
                 return {"op": "stopped"}
             self._send({"op": "running", "version": self._frame["version"]})
             self._begin_updates(worker)
-            await self._main(worker)
+            if self._watch is not None:
+                worker._watch = self._watch
+                self._watch.begin()
+            try:
+                await self._await(self._call(worker._handler(MAIN)))
+            finally:
+                if self._watch is not None:
+                    self._watch.end()
         except BaseException as error:  # noqa: BLE001  # user code may raise anything, and a stop is one
             self._stopper.disarm()
-            return self._ended_by(error.error if isinstance(error, CarriedError) else error)
+            return self._ended_by(error)
         if self._stopper.requested:
             return {"op": "stopped"}
         worker.is_done = True
         try:
-            await self._call(worker._handler(AFTER))
+            await self._await(self._call(worker._handler(AFTER)))
         except BaseException as error:  # noqa: BLE001  # as above
             self._log_ignored(AFTER, error)
         return {"op": "finished"}
 
-    async def _main(self, worker: BaseTaskWorker[Any]) -> None:
-        if self._watch is None:
-            await self._call(worker._handler(MAIN))
-            return
-        worker._watch = self._watch
-        self._watch.begin()
-        try:
-            await self._call(worker._handler(MAIN))
-        finally:
-            self._watch.end()
-
-    async def _call(self, hook: Callable[..., Any] | None, *args: object) -> None:
-        """Call a method of the worker so that a stop interrupts it."""
+    def _call(self, hook: Callable[..., Any] | None, *args: object) -> Awaitable[Any] | None:
+        """Call a method of the worker so that a stop interrupts it; what there is to await then."""
         if hook is None:
-            return
-        try:
-            with self._stopper:
-                result = hook(*args)
-        except StopIteration as error:
-            raise CarriedError(error) from error
-        if inspect.isawaitable(result):
-            await self._await(result)
+            return None
+        with self._stopper:
+            result = hook(*args)
+        return result if inspect.isawaitable(result) else None
 
     async def _release(self) -> None:
         handler = self._worker._handler(RELEASE) if self._worker else None
@@ -222,8 +207,8 @@ class Life(ABC):
                 self._frame["task_id"], epoch=self._frame["epoch"], state=self._state, on_saved=self._on_saved
             )
         self._worker = worker
+        self._frame = {key: self._frame[key] for key in ("task_id", "epoch", "version")}  # the rest has been used
         self._equip(worker)
-        worker._gauges.attach(self._send)
         worker.is_done = self._stopper.requested
         return worker
 

@@ -70,7 +70,9 @@ class Run(Life):
                 with suppress(queue.Empty):
                     self._updates.get_nowait()
 
-    async def _await(self, awaitable: Awaitable[Any]) -> None:
+    async def _await(self, awaitable: Awaitable[Any] | None) -> None:
+        if awaitable is None:
+            return
         try:
             self._runner_run(self._guarded(awaitable))
         except asyncio.CancelledError:
@@ -93,11 +95,13 @@ class Run(Life):
     async def _await_release(self, awaitable: Awaitable[Any]) -> None:
         self._runner_run(_finish(awaitable))
 
-    async def _end_what_is_left(self) -> None:
+    async def _end_what_is_left(self, _last: Frame) -> None:
         self._close_loop()
         if self._worker is not None:
-            self._worker._children.end()
-            self._worker._gauges.end()
+            if self._worker._children is not None:
+                self._worker._children.end()
+            if self._worker._gauges is not None:
+                self._worker._gauges.end()
 
     def _close_loop(self) -> None:
         """Let tasks that an async worker left behind run their cleanup, for a limited time."""

@@ -116,7 +116,7 @@ class SharedHost:
             run.take_epoch(frame["epoch"])
 
     def _begin(self, frame: Frame, fds: Sequence[int]) -> None:
-        task_id = frame["task"]
+        task_id = frame["task_id"] = frame["task"]  # one object of the two
         worker_class = self._registry.classes.get(frame["class"])
         if worker_class is None:
             error = outcome.simple("UnknownClass", f"class {frame['class']} is not loaded on this node")

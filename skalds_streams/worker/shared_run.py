@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import suppress
@@ -22,6 +21,7 @@ from typing import Any
 
 from skalds_streams.worker import outcome
 from skalds_streams.worker.baseclass import BaseTaskWorker
+from skalds_streams.worker.children import Children
 from skalds_streams.worker.frames import Frame
 from skalds_streams.worker.life import LOOSE_TASKS_S, UPDATES_PENDING_MAX, Life
 from skalds_streams.worker.registry import WorkerClass
@@ -88,20 +88,34 @@ class SharedRun(Life):
         self._say, self._ring = send, ring
         self._rung = False
         self._state_sent: str | None = None
-        self._updates: deque[Frame] = deque(maxlen=UPDATES_PENDING_MAX)
+        self._updates: list[Frame] = []
         self._updating: asyncio.Task[None] | None = None
         self._is_main_there = False
         self._exit: BaseException | None = None
         self._threads: ThreadPoolExecutor | None = None
-        self._calls: set[object] = set()
+        self._calls = 0
         self._is_over = False
         self._context = copy_context()
         self._context.run(CURRENT.set, self)
 
     def begin(self, on_end: Callable[[SharedRun, Frame], None]) -> None:
         """Let it live. on_end: gets its last frame when nothing of it is left."""
-        self._task = asyncio.get_running_loop().create_task(self._run(), context=self._context)
-        self._task.add_done_callback(lambda task: on_end(self, task.result()))
+        self._on_end = on_end
+        self._task = asyncio.get_running_loop().create_task(self.live(), context=self._context)
+        self._task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[Frame]) -> None:
+        with self._posting:
+            self.post()
+            self._is_over = True
+        if task.cancelled() or (error := task.exception()) is not None:  # a defect of ours: the run has an end, too
+            text = "cancelled" if task.cancelled() else repr(error)
+            last: Frame = {"op": "failed", "error": outcome.simple("HostError", text), "retryable": True}
+        else:
+            last = task.result()
+        if last["op"] == "stopped" and self.stall_error is not None:
+            last = {"op": "failed", "error": self.stall_error, "retryable": True}
+        self._on_end(self, last)
 
     def stop(self) -> None:
         """Ask it to end; asked again, what swallowed the first cancellation is cancelled once more."""
@@ -109,7 +123,7 @@ class SharedRun(Life):
 
     def update(self, frame: Frame) -> None:
         """Take new parameters; answered by "applied" or "refused" once main has begun."""
-        self._updates.append(frame)
+        self._updates = [*self._updates, frame][-UPDATES_PENDING_MAX:]
         self._look_at_updates()
 
     def leave(self, error: BaseException) -> None:
@@ -150,7 +164,8 @@ class SharedRun(Life):
         if worker is None:
             return
         with self._posting:
-            worker._gauges.flush()
+            if worker._gauges is not None:
+                worker._gauges.flush()
             state = worker._saved
             if state is not None and state != self._state_sent:
                 self._state_sent = state
@@ -160,12 +175,13 @@ class SharedRun(Life):
         """In a thread: a call of this run."""
         if self._is_over:
             raise CancelledError
-        token = object()
-        self._calls.add(token)
+        with self._posting:
+            self._calls += 1
         try:
             return self._context.copy().run(func, *args)
         finally:
-            self._calls.discard(token)
+            with self._posting:
+                self._calls -= 1
 
     def threads(self) -> ThreadPoolExecutor:
         """Its own."""
@@ -179,25 +195,14 @@ class SharedRun(Life):
 
     # -- what `Life` asks for
 
-    async def _run(self) -> Frame:
-        try:
-            last = await self.live()
-        except BaseException as error:  # noqa: BLE001  # a defect of ours must not leave the task without an end
-            last = {"op": "failed", "error": outcome.describe(error, self.clean), "retryable": True}
-        if last["op"] == "stopped" and self.stall_error is not None:
-            last = {"op": "failed", "error": self.stall_error, "retryable": True}
-        await self._until_nothing_is_left(last)
-        with self._posting:
-            self.post()
-            self._is_over = True
-        return last
-
     def _equip(self, worker: BaseTaskWorker[Any]) -> None:
-        worker._gauges.on_news = self._on_news
-        worker._children.output_fd = self.output.fd if self.output is not None else None
+        worker._attach(self._send, self._on_news)
+        worker._output_fd = self.output.fd if self.output is not None else None
 
-    async def _await(self, awaitable: Awaitable[Any]) -> None:
-        error = await self._beside_this(self._stopper.guard(awaitable))
+    async def _await(self, awaitable: Awaitable[Any] | None) -> None:
+        if awaitable is None:
+            return
+        error = await self._beside_this(_guarded_outcome(self._stopper, awaitable))
         if self._exit is not None and not self._stopper.requested:
             raise self._exit
         if isinstance(error, asyncio.CancelledError) and self._stopper.requested:
@@ -205,15 +210,15 @@ class SharedRun(Life):
         if error is not None:
             raise error
 
-    async def _beside_this(self, awaitable: Awaitable[Any]) -> BaseException | None:
-        """In a task of its own, so that a cancellation is the worker's alone; what it raises."""
-        return await asyncio.get_running_loop().create_task(_outcome(awaitable), context=self._context)
+    def _beside_this(self, coroutine: Coroutine[Any, Any, BaseException | None]) -> asyncio.Task[BaseException | None]:
+        """In a task of its own, so that a cancellation is the worker's alone; what it raises is its result."""
+        return asyncio.get_running_loop().create_task(coroutine, context=self._context)
 
     async def _await_beside(self, awaitable: Awaitable[Any]) -> None:
         await awaitable
 
     async def _await_release(self, awaitable: Awaitable[Any]) -> None:
-        error = await self._beside_this(awaitable)
+        error = await self._beside_this(_outcome(awaitable))
         if error is not None:
             raise error
 
@@ -231,7 +236,7 @@ class SharedRun(Life):
         assert self._worker is not None
         try:
             while self._is_main_there and self._updates:
-                answer = await self._apply(self._worker, self._updates.popleft())
+                answer = await self._apply(self._worker, self._updates.pop(0))
                 if self._is_main_there:
                     self._send(answer)
         finally:
@@ -240,13 +245,9 @@ class SharedRun(Life):
     def _end_updates(self) -> None:
         self._is_main_there = False
 
-    async def _end_what_is_left(self) -> None:
-        """Let tasks that the worker left behind run their cleanup, for a limited time, then kill its programs."""
+    async def _end_what_is_left(self, last: Frame) -> None:
+        """Let tasks that the worker left behind run their cleanup, kill its programs, and wait for all."""
         await self._cancel_tasks(LOOSE_TASKS_S)
-        if self._worker is not None:
-            self._worker._children.kill()
-
-    async def _until_nothing_is_left(self, last: Frame) -> None:
         linger_at, pause_s = time.monotonic() + max(self._class.release_s, LOOSE_TASKS_S), END_POLL_S
         if self._threads is not None:
             self._threads.shutdown(wait=False, cancel_futures=True)
@@ -258,8 +259,12 @@ class SharedRun(Life):
             if time.monotonic() >= linger_at:
                 linger_at = float("inf")
                 self._send({"op": "lingers", "what": left, "last": last})  # its process has to go
-        if self._worker is not None:
-            self._worker._children.end()
+        if (children := self._children) is not None:
+            children.end()
+
+    @property
+    def _children(self) -> Children | None:
+        return self._worker._children if self._worker is not None else None
 
     def _what_is_left(self) -> str:
         """In words; "" for nothing."""
@@ -267,7 +272,7 @@ class SharedRun(Life):
             return "a task that does not take its cancellation"
         if self._calls:
             return "a call in a thread that does not return"
-        if self._worker is not None and self._worker._children.kill():
+        if (children := self._children) is not None and children.kill():
             return "a program that it has spawned does not end"
         return ""
 
@@ -279,10 +284,26 @@ class SharedRun(Life):
             await asyncio.wait(tasks, timeout=timeout_s)
 
 
-async def _outcome(awaitable: Awaitable[Any] | Coroutine[Any, Any, Any]) -> BaseException | None:
+async def _outcome(awaitable: Awaitable[Any]) -> BaseException | None:
     """What it raises: asyncio lets no SystemExit of a task by without ending its loop."""
     try:
         await awaitable
     except BaseException as error:  # noqa: BLE001  # it is raised again by whoever waits
         return error
+    return None
+
+
+async def _guarded_outcome(stopper: Stopper, awaitable: Awaitable[Any]) -> BaseException | None:
+    """The same, so that a stop cancels it. `Stopper.guard` would be one frame more of each worker that waits."""
+    stopper.begin_guard()
+    try:
+        if stopper.requested:
+            if asyncio.iscoroutine(awaitable):
+                awaitable.close()
+            return asyncio.CancelledError()
+        await awaitable
+    except BaseException as error:  # noqa: BLE001  # as above
+        return error
+    finally:
+        stopper.disarm()
     return None

@@ -418,17 +418,6 @@ class SharedStuck(AsyncStuck):
     isolation = "shared"
 
 
-class SharedProgressing(Progressing):
-    isolation = "shared"
-
-    @run_main_handler
-    async def main(self) -> None:  # type: ignore[override]
-        until = time.monotonic() + 1.2 * self.stall_s
-        while time.monotonic() < until:
-            self.progress()
-            await asyncio.sleep(0.01)
-
-
 class SharedSlowStart(SlowStart):
     isolation = "shared"
 

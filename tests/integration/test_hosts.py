@@ -322,10 +322,9 @@ async def test_a_worker_that_wants_more_memory_than_its_class_allows_fails_and_s
         assert any("eaten.append" in line for line in failed["error"]["traceback"])
 
 
-@pytest.mark.parametrize("class_name", ["Progressing", "SharedProgressing"])
-async def test_a_worker_that_makes_progress_is_left_alone(tmp_path: Path, class_name: str) -> None:
+async def test_a_worker_that_makes_progress_is_left_alone(tmp_path: Path) -> None:
     async with started() as pool:
-        host, events = await begin(pool, class_name, tmp_path)
+        host, events = await begin(pool, "Progressing", tmp_path)
         assert await ended(host) == ExitInfo(0, "exit 0")
         assert events.ops == ["running", "finished"]
 
@@ -567,10 +566,12 @@ async def test_a_killed_zygote_takes_its_hosts_down_and_comes_back(tmp_path: Pat
         assert first is not None
         host, _ = await begin(pool, "WithChild", tmp_path, file=str(file))
         child = await child_of(file)
+        shared, events = await begin(pool, "SharedLoop", tmp_path)
+        await events.wait("running")
 
         os.kill(first, signal.SIGKILL)
 
-        assert await ended(host) == ExitInfo(None, "zygote lost")
+        assert await ended(host) == await ended(shared) == ExitInfo(None, "zygote lost")
         assert not runs(host.pid)
         assert not runs(child)
         again, events = await begin(pool, "Loop", tmp_path)  # waits for the new zygote

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from skalds_streams.skald.exits import STUCK_WITH_GIL, ZYGOTE_LOST, ExitInfo, error_of
+from skalds_streams.skald.exits import STUCK_WITH_GIL, ExitInfo, error_of
 from skalds_streams.skald.hosts import HostPool, RunSpec
 from skalds_streams.skald.shared import HostedRun
 from tests.integration.test_hosts import (
@@ -245,15 +245,3 @@ async def test_a_shared_host_ends_by_its_lease_and_who_held_the_gil_is_to_blame(
         assert (info.kind, info.excuse, other.kind) == ("lease", "", "lease")
         assert "task bad beside it" in other.excuse
         assert LEASE_MS < 60_000, "or it would have come to an end by itself"
-
-
-async def test_a_lost_zygote_is_no_crash_of_anybody_in_a_shared_host(tmp_path: Path) -> None:
-    async with started() as pool:
-        begun = [await begin(pool, tmp_path, name) for name in ("one", "two")]
-        for _, events in begun:
-            await events.wait("running")
-        assert pool.zygote_pid is not None
-        os.kill(pool.zygote_pid, signal.SIGKILL)
-        assert [(await ended(run)).excuse for run, _ in begun] == [ZYGOTE_LOST] * 2
-        _, events = await begin(pool, tmp_path, "one", epoch=4)
-        await events.wait("running")

@@ -73,7 +73,8 @@ class MemoryRun(Run):
     @property
     def metrics(self) -> dict[str, float | None]:
         """What the worker has set."""
-        return self._worker._gauges.values if self._worker is not None else {}
+        gauges = self._worker._gauges if self._worker is not None else None
+        return gauges.values if gauges is not None else {}
 
     def bury(self) -> None:
         """Close what was killed, when nobody looks any more."""
