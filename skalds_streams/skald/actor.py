@@ -284,7 +284,7 @@ class Actor:
                 self.task_id,
                 self.epoch,
                 reason=exit_info.excuse,
-                steps=[exit_info.beside][: bool(exit_info.beside)],
+                steps=[exit_info.beside] if exit_info.beside else [],
             )
         else:
             error = {**(self._stalled or _unexpected(event, exit_info, steps)), "output": list(last_lines)}

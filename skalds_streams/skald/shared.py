@@ -131,8 +131,9 @@ class HostedRun:
         if self._ended.done():
             return
         if self._late_frame is not None and not self._last_frame:
-            late, self._last_frame = self._late_frame, self._late_frame
-            self._on_event(late)
+            self._last_frame = self._late_frame
+            with suppress(Exception):  # the edge to the supervisor: the others in this host have to end, too
+                self._on_event(self._late_frame)
         self._with_host = with_host and not info.beside
         if self.output is not None:
             self.output.finish(*told_end(self._last_frame, replace(info, reason=info.beside or info.reason)))
@@ -240,7 +241,7 @@ class SharedHost:
 
     def take_down(self, run: HostedRun, why: str) -> None:
         """End the host, as this run does not end; unless another one keeps all of them from it."""
-        if self._culprit is not None:
+        if self._culprit is not None or self._host.ended:
             return
         number, held_s = self._marker.read()
         holder = self._by_number(number) if held_s > HELD_UP_S else None
