@@ -384,7 +384,20 @@ class SharedLoop(AsyncLoop):
 
 
 class SharedKeeper(SharedLoop):
+    """Says what it knows of itself."""
+
     on_disconnect = "keep"
+
+    @run_main_handler
+    async def loop(self) -> None:
+        number = (self.state or {}).get("number", 0) + 1
+        await self.save({"number": number})
+        self.metric("number", number)
+        await asyncio.Event().wait()
+
+    @update_event_handler
+    async def change(self, data: Params) -> None:
+        print("epoch", self.epoch)
 
 
 class SharedOnce(Once):

@@ -89,6 +89,27 @@ async def test_runs_share_a_host_and_nothing_else(tmp_path: Path) -> None:
     assert "speed 2" in log_of(tmp_path, "t2.log")
 
 
+async def test_a_run_has_its_state_numbers_and_epoch(tmp_path: Path) -> None:
+    async with started(logs=logs_of(tmp_path)) as pool:
+        begun = []
+        for number, name in enumerate(("one", "two"), 7):
+            events = Events()
+            spec = RunSpec(name, "SharedKeeper", 3, {}, 1, state=f'{{"number":{number}}}')
+            begun.append((await pool.run(spec, events), events, number + 1))
+        for _, events, number in begun:
+            assert (await events.wait("saved"))["state"] == f'{{"number":{number}}}'
+            assert (await events.wait("metrics"))["values"] == {"number": number}
+            assert {frame["op"] for frame in events.seen} == {"running", "saved", "metrics"}
+        run, events, _ = begun[0]
+        run.take_epoch(9)
+        await run.update(2, {})
+        await events.wait("applied")
+        await until(lambda: "epoch 9" in log_of(tmp_path, "one.log"), "its line")
+        assert lines(tmp_path / "logs" / "one.log")[-1].endswith(" one@9 epoch 9")
+        await begun[1][0].update(2, {})
+        await until(lambda: "epoch 3" in log_of(tmp_path, "two.log"), "the other's line")
+
+
 async def test_what_a_run_prints_is_in_its_log_and_what_is_nobodys_in_the_hosts(tmp_path: Path) -> None:
     async with started(logs=logs_of(tmp_path, words={"password"})) as pool:
         await begin(pool, tmp_path, "quiet")
