@@ -12,6 +12,7 @@ the log file, the end of the process (`host`, `shared`).
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import signal
 from abc import ABC, abstractmethod
@@ -97,8 +98,8 @@ class Life(ABC):
     # -- how it is done
 
     @abstractmethod
-    async def _await(self, awaitable: Awaitable[Any] | None) -> None:
-        """Await it, if there is something, so that a stop interrupts it, by StopRun."""
+    def _outcome_of(self, awaitable: Awaitable[Any] | None) -> Awaitable[BaseException | None]:
+        """Await it, if there is something, so that a stop interrupts it; the error, if it is not raised at once."""
 
     @abstractmethod
     async def _await_beside(self, awaitable: Awaitable[Any]) -> None:
@@ -130,8 +131,8 @@ class Life(ABC):
         """Everything before the release."""
         try:
             worker = self._construct()
-            await self._await(self._call(worker.initialize, data))
-            await self._await(self._call(worker._handler(BEFORE)))
+            self._settle(await self._outcome_of(self._call(worker.initialize, data)))
+            self._settle(await self._outcome_of(self._call(worker._handler(BEFORE))))
             if self._stopper.requested:
                 return {"op": "stopped"}
             self._send({"op": "running", "version": self._frame["version"]})
@@ -140,7 +141,7 @@ class Life(ABC):
                 worker._watch = self._watch
                 self._watch.begin()
             try:
-                await self._await(self._call(worker._handler(MAIN)))
+                self._settle(await self._outcome_of(self._call(worker._handler(MAIN))))
             finally:
                 if self._watch is not None:
                     self._watch.end()
@@ -151,7 +152,7 @@ class Life(ABC):
             return {"op": "stopped"}
         worker.is_done = True
         try:
-            await self._await(self._call(worker._handler(AFTER)))
+            self._settle(await self._outcome_of(self._call(worker._handler(AFTER))))
         except BaseException as error:  # noqa: BLE001  # as above
             self._log_ignored(AFTER, error)
         return {"op": "finished"}
@@ -163,6 +164,13 @@ class Life(ABC):
         with self._stopper:
             result = hook(*args)
         return result if inspect.isawaitable(result) else None
+
+    def _settle(self, error: BaseException | None) -> None:
+        """Raise it, or what it means."""
+        if isinstance(error, asyncio.CancelledError) and self._stopper.requested:
+            raise StopRun
+        if error is not None:
+            raise error
 
     async def _release(self) -> None:
         handler = self._worker._handler(RELEASE) if self._worker else None

@@ -19,7 +19,7 @@ from skalds_streams.worker.frames import Frame
 from skalds_streams.worker.life import LOOSE_TASKS_S, UPDATES_PENDING_MAX, Life
 from skalds_streams.worker.registry import WorkerClass
 from skalds_streams.worker.stall import StallWatch, awaited
-from skalds_streams.worker.stopper import REPEAT_MAX_S, Stopper, StopRun
+from skalds_streams.worker.stopper import REPEAT_MAX_S, Stopper
 
 T = TypeVar("T")
 
@@ -70,15 +70,14 @@ class Run(Life):
                 with suppress(queue.Empty):
                     self._updates.get_nowait()
 
-    async def _await(self, awaitable: Awaitable[Any] | None) -> None:
+    async def _outcome_of(self, awaitable: Awaitable[Any] | None) -> BaseException | None:
         if awaitable is None:
-            return
+            return None
         try:
             self._runner_run(self._guarded(awaitable))
-        except asyncio.CancelledError:
-            if self._stopper.requested:
-                raise StopRun from None
-            raise
+        except asyncio.CancelledError as error:
+            return error
+        return None
 
     async def _guarded(self, awaitable: Awaitable[Any]) -> None:
         self._main_loop = asyncio.get_running_loop()

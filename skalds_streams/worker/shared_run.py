@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import Context, copy_context
@@ -28,15 +28,32 @@ from skalds_streams.worker.registry import WorkerClass
 from skalds_streams.worker.secrets import Secrets
 from skalds_streams.worker.stall import Watch, awaited
 from skalds_streams.worker.steps import CURRENT
-from skalds_streams.worker.stopper import Stopper, StopRun
+from skalds_streams.worker.stopper import Stopper
 from skalds_streams.worker.text_pipe import TextPipe
 
 END_POLL_S = 0.005
 END_POLL_MAX_S = 0.1
 
 
+class Nothing:
+    """To be awaited by who has nothing to wait for."""
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        yield from ()
+
+
+NOTHING = Nothing()
+
+
 class LoopStopper(Stopper):
     """A stop without signals. On the loop."""
+
+    def __init__(self) -> None:
+        """Without what only signals need."""
+        self.requested = False
+        self.on_request: Callable[[], None]
+        self._armed = False
+        self._task: asyncio.Task[Any] | None = None
 
     def install(self) -> None:
         """Nothing: signals are the host's."""
@@ -199,16 +216,14 @@ class SharedRun(Life):
         worker._attach(self._send, self._on_news)
         worker._output_fd = self.output.fd if self.output is not None else None
 
-    async def _await(self, awaitable: Awaitable[Any] | None) -> None:
-        if awaitable is None:
-            return
-        error = await self._beside_this(_guarded_outcome(self._stopper, awaitable))
+    def _outcome_of(self, awaitable: Awaitable[Any] | None) -> Awaitable[BaseException | None]:
+        # No coroutine: what a worker waits in for days should not be deeper than it must.
+        return NOTHING if awaitable is None else self._beside_this(_guarded_outcome(self._stopper, awaitable))
+
+    def _settle(self, error: BaseException | None) -> None:
         if self._exit is not None and not self._stopper.requested:
             raise self._exit
-        if isinstance(error, asyncio.CancelledError) and self._stopper.requested:
-            raise StopRun
-        if error is not None:
-            raise error
+        super()._settle(error)
 
     def _beside_this(self, coroutine: Coroutine[Any, Any, BaseException | None]) -> asyncio.Task[BaseException | None]:
         """In a task of its own, so that a cancellation is the worker's alone; what it raises is its result."""
