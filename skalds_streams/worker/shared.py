@@ -239,6 +239,8 @@ class SharedHost:
             self._kernel_watch.disarm()
             return LOOK_S if watched else None
         now = time.monotonic()
+        if self._kernel_watch.has_fired():
+            self._kernel_watch.forget()
         self._kernel_watch.arm(now + max(LOOK_S, min(run.watch.stall_s for run in dues if run.watch is not None)))
         number, since_s = self._marker.read()
         if since_s > HELD_UP_S:
@@ -253,7 +255,7 @@ class SharedHost:
         """This run makes no progress; `holder` has held up the loop for so long."""
         assert run.watch is not None
         if holder == run.number:
-            run.say({"op": "stalled", "error": run.stalled(self._kernel_watch.take_down())})
+            run.say({"op": "stalled", "error": run.stalled(self._take_stacks())})
         elif not holder:
             if now >= self._held_up_at + TURN_S:
                 run.say({"op": "stalled", "error": run.stalled("")})
@@ -261,8 +263,14 @@ class SharedHost:
             run.watch.feed()
             for other in list(self._runs.values()):
                 if other.number == holder and other.stall_error is None:
-                    other.stall_error = outcome.held_up(held_s, run.task_id, self._kernel_watch.take_down())
+                    other.stall_error = outcome.held_up(held_s, run.task_id, self._take_stacks())
                     other.say({"op": "stalled", "error": other.stall_error})
+
+    def _take_stacks(self) -> str:
+        """The host goes on: what is found at its end would be taken for the reason."""
+        stacks = self._kernel_watch.take_down()
+        self._kernel_watch.forget()
+        return stacks
 
 
 def _settle_signals() -> None:

@@ -72,18 +72,24 @@ class KernelWatch:
         self._dump_fd = dump_fd
         self._dump = kernel.Timer(DUMP_SIGNAL, time.CLOCK_MONOTONIC)
         self._kill = kernel.Timer(signal.SIGKILL, time.CLOCK_MONOTONIC)
+        self._dump_at = float("inf")
         faulthandler.register(DUMP_SIGNAL, file=dump_fd, all_threads=True)
 
     def arm(self, stuck_at_s: float) -> None:
         """At this moment of CLOCK_MONOTONIC a thread of ours would look, if it could."""
-        dump_at = stuck_at_s + GIL_GRACE_S
+        self._dump_at = dump_at = stuck_at_s + GIL_GRACE_S
         self._dump.arm(round(1000 * dump_at))
         self._kill.arm(round(1000 * (dump_at + KILL_AFTER_S)))
 
     def disarm(self) -> None:
         """Nobody is watched."""
+        self._dump_at = float("inf")
         for timer in (self._kill, self._dump):
             timer.disarm()
+
+    def has_fired(self) -> bool:
+        """Whether the kernel has taken the stacks down since `arm`."""
+        return time.monotonic() >= self._dump_at
 
     def take_down(self) -> str:
         """What each thread does now, as faulthandler writes it."""
@@ -92,7 +98,7 @@ class KernelWatch:
         return read_dump(self._dump_fd)
 
     def forget(self) -> None:
-        """Who was stuck came free in the last moment."""
+        """The stacks are not wanted any more: who was stuck came free, say."""
         if os.fstat(self._dump_fd).st_size:
             self._empty()
 

@@ -134,7 +134,7 @@ def test_a_group_that_a_program_has_left_is_killed_with_the_worker(tmp_path: Pat
 # Who is stuck
 
 
-CALLS = ("arm", "disarm", "take_down")
+CALLS = ("arm", "disarm", "forget", "has_fired", "take_down")
 """What is asked of the kernel's timers, which would end this process."""
 
 
