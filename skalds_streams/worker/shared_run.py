@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import Context, copy_context
-from typing import Any
+from typing import Any, TypeVar
 
 from skalds_streams.worker import outcome
 from skalds_streams.worker.baseclass import BaseTaskWorker
@@ -30,6 +30,8 @@ from skalds_streams.worker.stall import Watch, awaited
 from skalds_streams.worker.steps import CURRENT
 from skalds_streams.worker.stopper import Stopper
 from skalds_streams.worker.text_pipe import TextPipe
+
+T = TypeVar("T")
 
 END_POLL_S = 0.005
 END_POLL_MAX_S = 0.1
@@ -101,7 +103,9 @@ class SharedRun(Life):
         self.watch = watch
         self.stall_error: dict[str, Any] | None = None
         """It is known to be stuck."""
-        self.tasks: set[asyncio.Task[Any]] = set()
+        self.tasks: set[asyncio.Task[Any]] | None = None
+        """What its worker has begun on the loop and is not done; None when it never has."""
+        self._is_own = False
         self._say, self._ring = send, ring
         self._rung = False
         self._state_sent: str | None = None
@@ -118,7 +122,7 @@ class SharedRun(Life):
     def begin(self, on_end: Callable[[SharedRun, Frame], None]) -> None:
         """Let it live. on_end: gets its last frame when nothing of it is left."""
         self._on_end = on_end
-        self._task = asyncio.get_running_loop().create_task(self.live(), context=self._context)
+        self._task = self._create_task(self.live())
         self._task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[Frame]) -> None:
@@ -165,6 +169,15 @@ class SharedRun(Life):
         self.watch.end()
         self.stall_error = outcome.stalled(self.watch.stall_s, dump, self.waits_at)
         return self.stall_error
+
+    def note(self, task: asyncio.Task[Any]) -> None:
+        """A task is made in its name."""
+        if self._is_own:
+            return
+        if self.tasks is None:
+            self.tasks = set()
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
 
     # -- from any thread
 
@@ -227,7 +240,15 @@ class SharedRun(Life):
 
     def _beside_this(self, coroutine: Coroutine[Any, Any, BaseException | None]) -> asyncio.Task[BaseException | None]:
         """In a task of its own, so that a cancellation is the worker's alone; what it raises is its result."""
-        return asyncio.get_running_loop().create_task(coroutine, context=self._context)
+        return self._create_task(coroutine)
+
+    def _create_task(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """One of ours, which is known to end before the run does."""
+        self._is_own = True
+        try:
+            return asyncio.get_running_loop().create_task(coroutine, context=self._context)
+        finally:
+            self._is_own = False
 
     async def _await_beside(self, awaitable: Awaitable[Any]) -> None:
         await awaitable
@@ -283,7 +304,7 @@ class SharedRun(Life):
 
     def _what_is_left(self) -> str:
         """In words; "" for nothing."""
-        if self.tasks - {self._task}:
+        if self.tasks:
             return "a task that does not take its cancellation"
         if self._calls:
             return "a call in a thread that does not return"
@@ -292,7 +313,7 @@ class SharedRun(Life):
         return ""
 
     async def _cancel_tasks(self, timeout_s: float) -> None:
-        tasks = self.tasks - {self._task}
+        tasks = list(self.tasks or ())
         for task in tasks:
             task.cancel()
         if tasks:

@@ -112,8 +112,7 @@ class SharedLoop(asyncio.SelectorEventLoop):
         if run is None:
             return asyncio.Task(coroutine, loop=loop, **options)
         task = asyncio.Task(Step(coroutine, self._marker, run), loop=loop, **options)
-        run.tasks.add(task)
-        task.add_done_callback(run.tasks.discard)
+        run.note(task)
         return task
 
     def run_in_executor(  # type: ignore[override]  # typeshed's has a type variable for each argument

@@ -46,6 +46,10 @@ class Somebody:
         self.tasks: set[asyncio.Task[Any]] = set()
         self.errors: list[BaseException] = []
 
+    def note(self, task: asyncio.Task[Any]) -> None:
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
     def leave(self, error: BaseException) -> None:
         self.errors.append(error)
 
