@@ -534,7 +534,7 @@ class Shared(Base):
 class SharedWatched(SharedLoop):
     """Says that it makes progress, as long as it can."""
 
-    stall_s = 1.0
+    stall_s = 2.0
 
     @run_main_handler
     async def loop(self) -> None:

@@ -177,7 +177,7 @@ async def test_a_run_that_does_not_stop_takes_its_host_down_after_the_others_wer
         good, events = await begin(pool, tmp_path, "good")
         await events.wait("running")
         bad, _ = await begin_trouble(pool, tmp_path, trouble)
-        info = await stop(bad)
+        info = await stop(bad, terminate_s=20 if trouble == "be_deaf_once" else 0.5)
         if trouble == "be_deaf_once":
             assert (bad.steps, info) == (["cancelled again after 0.5 s"], ExitInfo(0, "exit 0"))
             assert not good.ended

@@ -197,8 +197,8 @@ class WorkerEnv(Generic[WorkerT]):
         await actor.push(replace(self._row, epoch=self.epoch))
 
         def answer() -> Applied | Refused | None:
-            given = [item for item in self.reports if isinstance(item, Applied | Refused) and item.version == version]
-            return given[0] if given else None
+            given = (item for item in self.reports if isinstance(item, Applied | Refused))
+            return next((item for item in given if item.version == version), None)
 
         await self._drive(lambda: answer() or self.is_over, None, jumps=self._waits_for_time)
         found = answer()
@@ -314,8 +314,7 @@ class WorkerEnv(Generic[WorkerT]):
 
     async def _live(self, actor: Actor) -> None:
         await actor.run()
-        if self._nursery is not None:
-            await self._nursery.gone()
+        await (self._nursery.gone() if self._nursery is not None else asyncio.sleep(0))
 
     async def _make_host(self, spec: RunSpec, on_event: Callable[[Frame], None]) -> Hosted | MemoryHost:
         if isinstance(self._clock, VirtualClock):
@@ -368,8 +367,7 @@ class WorkerEnv(Generic[WorkerT]):
 
     def _waits_for_time(self) -> bool:
         """Whether an answer to an update can't come before time goes on."""
-        host = self._host
-        return not isinstance(host, MemoryHost) or host.run.is_beside
+        return not isinstance(self._host, MemoryHost) or self._host.run.is_beside
 
     def _let_go(self) -> None:
         if isinstance(self._host, MemoryHost):
