@@ -680,7 +680,7 @@ async def other_skald(class_name: str, file: Path) -> AsyncIterator[tuple[asynci
             host = await pool.run(spec, lambda frame: None)
             while len(pool.idle_pids) < 2:
                 await asyncio.sleep(0.005)
-            print(pool.zygote_pid, host.pid, *pool.idle_pids, file=sys.stderr, flush=True)
+            print("pids:", pool.zygote_pid, host.pid, *pool.idle_pids, file=sys.stderr, flush=True)
             await asyncio.Event().wait()
 
         asyncio.run(main())
@@ -689,7 +689,9 @@ async def other_skald(class_name: str, file: Path) -> AsyncIterator[tuple[asynci
     try:
         assert skald.stderr is not None
         async with asyncio.timeout(WAIT_S):
-            pids = [int(pid) for pid in (await skald.stderr.readline()).split()]
+            while not (line := await skald.stderr.readline()).startswith(b"pids:"):
+                assert line, "what its worker prints may come before"
+            pids = [int(pid) for pid in line.split()[1:]]
         assert len(pids) == 4
         yield skald, pids
     finally:
