@@ -5,6 +5,7 @@ Importing does nothing; the variable BENCH_SOCKET names the socket.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import threading
@@ -91,3 +92,14 @@ class Crasher(Idle):
     def main(self) -> None:
         self._tell("main")
         raise RuntimeError("crashes at once")
+
+
+class IdleShared(Idle):
+    """The same, in a host that it shares."""
+
+    isolation = "shared"
+
+    @run_main_handler
+    async def main(self) -> None:  # type: ignore[override]
+        self._tell("main")
+        await asyncio.get_running_loop().create_future()

@@ -4,9 +4,10 @@
 
 Assign → main method, update → update handler, cancel → process gone, each from before the send, one task after the
 other; a burst of assigns until the last main; memory of idle workers (PSS, as forked processes share most of theirs);
-CPU at rest. Then what `benchmarks.worker_control` measures: cancels at once, pause and resume, a crash-looping task
-among others. Beside it, in the same run: a bare fork of a process that has the same modules loaded, a `subprocess` of
-this Python, an asyncio task. Times are of CLOCK_MONOTONIC, taken in the worker itself.
+CPU at rest. The same for tasks that share a host, and what one of 200 adds to its memory. Then what
+`benchmarks.worker_control` measures: cancels at once, pause and resume, a crash-looping task among others. Beside it,
+in the same run: a bare fork of a process that has the same modules loaded, a `subprocess` of this Python, an asyncio
+task. Times are of CLOCK_MONOTONIC, taken in the worker itself.
 """
 
 from __future__ import annotations
@@ -46,9 +47,14 @@ from skalds_streams.topics import Topics
 PATIENCE_S = 60.0
 REST_S = 10.0
 SETTLE_S = 3.0
+MANY = 200
+"""What one shared host takes."""
 TICKS = os.sysconf("SC_CLK_TCK")
 APP = "bench"
 DATAGRAM_BYTES = 65_536
+SHARED_HOST = "skald:shared"
+SHARED = "shared: "
+"""Begins the rows of tasks that share a host."""
 
 
 @dataclass(slots=True)
@@ -176,6 +182,11 @@ class Bench:
         ours = [item.pid for item in self.node.family()[1:] if not item.is_zygote]
         return sum(pss_mib(pid) for pid in ours) / workers
 
+    def shared_kib(self) -> float:
+        """PSS of the one host that shared tasks have, in KiB."""
+        (pid,) = [item.pid for item in self.node.family() if item.name == SHARED_HOST]
+        return 1024 * pss_mib(pid)
+
     def cpu_s(self) -> float:
         """CPU seconds that the skald and all its processes have used."""
         return sum(cpu_s(item.pid) for item in self.node.family())
@@ -264,6 +275,7 @@ async def measure(bench: Bench, times: int, burst: int, console: Console) -> dic
     share = 100 * (bench.cpu_s() - used) / (time.monotonic() - begun)
     found[f"CPU at rest with {burst} tasks, % of a core"] = summary([share])
     found["memory of an idle worker, MiB PSS"] = summary([bench.memory_mib(burst)])
+    found |= await measure_shared(bench, name, times, burst, console)
     await asyncio.gather(*(bench.cancel(task_id) for task_id in many))
     for rows in (
         await cancels_at_once(bench, console),
@@ -274,6 +286,29 @@ async def measure(bench: Bench, times: int, burst: int, console: Console) -> dic
     found["bare fork"] = summary([fork_ms() for _ in range(times)])
     found["bare subprocess"] = summary([subprocess_ms() for _ in range(times)])
     found["asyncio task"] = summary([await task_ms() for _ in range(times)])
+    return found
+
+
+async def measure_shared(
+    bench: Bench, name: str, times: int, burst: int, console: Console
+) -> dict[str, dict[str, float]]:
+    """The same for tasks that share one host. The first is there all the time: the host that is empty but for it."""
+    console.print(f"{times} tasks in a shared host, one after the other, a burst of {burst}, {MANY} at once")
+    cls, found = "IdleShared", {}
+    await bench.start(first := f"shared-{name}-first", cls)
+    await bench.update(first, 1)  # what is done for the first time is no task's
+    await asyncio.sleep(SETTLE_S)
+    empty_kib = bench.shared_kib()
+    ids = [f"shared-{name}-{number}" for number in range(times)]
+    found[SHARED + "assign → main"] = await each(times, lambda number: bench.start(ids[number], cls))
+    found[SHARED + "update → handler"] = await each(times, lambda number: bench.update(ids[number], number + 1))
+    many = [f"shared-burst-{name}-{number}" for number in range(burst)]
+    found[f"{SHARED}burst of {burst} → last main"] = summary([await bench.burst(many, cls)])
+    more = [f"shared-many-{name}-{number}" for number in range(MANY - 1 - times - burst)]
+    await bench.burst(more, cls)
+    await asyncio.sleep(SETTLE_S)
+    added = len(ids) + len(many) + len(more)
+    found[f"{SHARED}memory of one of {MANY} tasks, KiB PSS"] = summary([(bench.shared_kib() - empty_kib) / added])
     return found
 
 
@@ -290,7 +325,7 @@ async def run(directory: Path, times: int, burst: int, console: Console) -> dict
         "KAFKA_REPLICATION_FACTOR": "1",
         "REDIS_ENABLED": "false",
         "SKALDS_APP": APP,
-        "SKALDS_CAPACITY": str(10 * burst),
+        "SKALDS_CAPACITY": str(10 * burst + 2 * MANY),
         "SKALDS_WORKERS": "benchmarks.bench_workers",
         VARIABLE: str(directory / "told.sock"),
     }

@@ -121,6 +121,8 @@ def _facts(doc: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         "stop",
         f"release handler {doc.get('release_s')} s, then SIGTERM, then SIGKILL {doc.get('terminate_s')} s later",
     )
+    if doc.get("isolation") == "shared":
+        yield "runs in", "a host process that it shares with other tasks"
     if doc.get("on_disconnect") == "keep":
         yield "lease", "none: it runs on while its node can't reach Kafka"
     options = ClassOptions.from_doc(doc.get("options") or {})

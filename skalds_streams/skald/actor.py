@@ -16,8 +16,8 @@ import structlog
 from skalds_streams.core.reconcile import Run
 from skalds_streams.core.row import Row
 from skalds_streams.errors import HostError, NoHostError, StateError
-from skalds_streams.skald.exits import RAN_OUT, ZYGOTE_LOST, error_of
-from skalds_streams.skald.hosts import ExitInfo, Host, HostPool, RunSpec
+from skalds_streams.skald.exits import RAN_OUT, error_of
+from skalds_streams.skald.hosts import ExitInfo, Hosted, HostPool, RunSpec
 from skalds_streams.skald.reporter import Reporter
 from skalds_streams.skald.states import FLUSH_S, TaskStates
 from skalds_streams.worker.gauges import readings
@@ -60,7 +60,7 @@ class Actor:
         self.task_id, self.epoch = row.task_id, row.epoch
         self._row, self._pool, self._reporter, self._budgets = row, pool, reporter, budgets
         self._states = states
-        self._host: Host | None = None
+        self._host: Hosted | None = None
         self._version = row.attachments_version
         self._accepted = -1
         self._stop_reason: str | None = None
@@ -131,7 +131,7 @@ class Actor:
         if self._host is not None:
             await self._send(self._host)
 
-    async def _send(self, host: Host) -> None:
+    async def _send(self, host: Hosted) -> None:
         version = self._version
         try:
             await host.update(version, _plain(self._row.attachments))
@@ -176,14 +176,14 @@ class Actor:
         if self._version != started_with:
             await self._send(self._host)
         exit_info = await self._until_ended(self._host)
-        if (self._ended or {}).get("op") == "stopped" and self._stop_reason is None:
+        if (self._ended or {}).get("op") == "stopped" and not exit_info.excuse and self._stop_reason is None:
             with suppress(TimeoutError):
                 async with asyncio.timeout(SAME_SIGTERM_S):
                     await self._stop_asked.wait()
         await self._flush()
-        self._say_end(exit_info, await self._host.last_lines() if self._has_crashed(exit_info.reason) else ())
+        self._say_end(exit_info, await self._host.last_lines() if self._has_crashed(exit_info) else ())
 
-    async def _start(self, spec: RunSpec) -> Host | None:
+    async def _start(self, spec: RunSpec) -> Hosted | None:
         """None when a stop was asked before there was a host: then nothing has run, and nothing will."""
         starting = asyncio.ensure_future(self._begin(spec))
         asked = asyncio.ensure_future(self._stop_asked.wait())
@@ -195,7 +195,7 @@ class Actor:
         await asyncio.wait({starting})
         return None if starting.cancelled() else starting.result()
 
-    async def _begin(self, spec: RunSpec) -> Host:
+    async def _begin(self, spec: RunSpec) -> Hosted:
         """The first run since the task was assigned new has nothing to look for, and is not held up."""
         if self._row.epoch > self._row.first_epoch:
             saved = await self._states.find(self.task_id, self._row.first_epoch)
@@ -208,7 +208,7 @@ class Actor:
             log.error("state.not_written", task=self.task_id, epoch=self.epoch)
         self._states.forget(self.task_id)
 
-    async def _until_ended(self, host: Host) -> ExitInfo:
+    async def _until_ended(self, host: Hosted) -> ExitInfo:
         ended = asyncio.ensure_future(host.wait_ended())
         asked = asyncio.ensure_future(self._stop_asked.wait())
         try:
@@ -249,10 +249,10 @@ class Actor:
         fault = simple(type(error).__name__, str(error))
         self._reporter.say("Failed", self.task_id, self.epoch, error=fault, retryable=True)
 
-    def _has_crashed(self, reason: str) -> bool:
+    def _has_crashed(self, exit_info: ExitInfo) -> bool:
         """Of a run that is over: whether that was a failure."""
         op = self._ended.get("op") if self._ended is not None else None
-        by_itself = self._stop_reason is None and reason != ZYGOTE_LOST and not self._ended_by_lapse(reason)
+        by_itself = self._stop_reason is None and not exit_info.excuse and not self._ended_by_lapse(exit_info.reason)
         return op == "failed" or (op != "finished" and by_itself)
 
     def _ended_by_lapse(self, reason: str) -> bool:
@@ -278,8 +278,14 @@ class Actor:
             log.debug("actor.left", task=self.task_id, epoch=self.epoch)
         elif self._stop_reason is not None:
             self._reporter.say("Stopped", self.task_id, self.epoch, reason=self._stop_reason, steps=steps)
-        elif what == ZYGOTE_LOST:
-            self._reporter.say("Stopped", self.task_id, self.epoch, reason=what, steps=[])
+        elif exit_info is not None and exit_info.excuse and self._stalled is None:
+            self._reporter.say(
+                "Stopped",
+                self.task_id,
+                self.epoch,
+                reason=exit_info.excuse,
+                steps=[exit_info.beside] if exit_info.beside else [],
+            )
         else:
             error = {**(self._stalled or _unexpected(event, exit_info, steps)), "output": list(last_lines)}
             self._reporter.say("Failed", self.task_id, self.epoch, error=error, retryable=True, **hard)

@@ -32,7 +32,8 @@ _TYPES = {
 class ExitInfo:
     """How a host ended. `status` is the raw wait status, None when nobody could read it; `reason` is in words,
     `kind` for programs; `peak_bytes` the most memory that it had (resident), 0 when unknown; `dump` the stacks of its
-    threads if it was stuck, as faulthandler wrote them.
+    threads if it was stuck, as faulthandler wrote them; `beside`, of a run that shared the host, why another one ended
+    it, "" when none did.
     """
 
     status: int | None
@@ -40,6 +41,12 @@ class ExitInfo:
     kind: Reason = field(default=Reason.NODE, compare=False)
     peak_bytes: int = field(default=0, compare=False)
     dump: str = field(default="", compare=False)
+    beside: str = field(default="", compare=False)
+
+    @property
+    def excuse(self) -> str:
+        """Why it was nothing that the worker did; "" when nothing excuses it."""
+        return self.beside or (ZYGOTE_LOST if self.reason == ZYGOTE_LOST else "")
 
     @classmethod
     def of(cls, status: int, peak_bytes: int = 0, dump: str = "") -> ExitInfo:

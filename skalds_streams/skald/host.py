@@ -6,7 +6,7 @@ reaper, which does so when it has no child any more, or, for a reaper that was k
 host sent are all delivered before it counts as ended. A host that has said how it ended, and does not exit, is killed
 after LINGER_S.
 
-What does not live here: starting hosts (`hosts`), restarts, reports.
+What does not live here: starting hosts (`hosts`), runs that share one (`shared`), restarts, reports.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import asyncio
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 from skalds_streams.errors import HostError
 from skalds_streams.skald.exits import OOM_KILLED, RAN_OUT, REAPER_KILLED, STUCK_WITH_GIL, ZYGOTE_LOST, ExitInfo
@@ -64,8 +64,36 @@ class RunSpec:
         }
 
 
+class Hosted(Protocol):
+    """A run in a host, as its actor sees it: of a host of its own (`Host`), or of one that it shares."""
+
+    steps: list[str]
+
+    @property
+    def pid(self) -> int:
+        """The host's."""
+
+    def take_epoch(self, epoch: int) -> None:
+        """The run goes on under another epoch."""
+
+    async def update(self, version: int, attachments: dict[str, Any] | None) -> None:
+        """Hand new parameters over. Raises HostError."""
+
+    async def last_lines(self) -> list[str]:
+        """What a run that has ended printed last."""
+
+    async def stop(self, reason: str, *, release_s: float, terminate_s: float) -> ExitInfo:
+        """Ask it to stop, make it stop. Returns at its end."""
+
+    async def wait_ended(self) -> ExitInfo:
+        """Until nothing of it is left."""
+
+    def kill(self) -> None:
+        """End it now, whatever that costs."""
+
+
 class Host:
-    """A host process that has been forked. It idles until `begin`."""
+    """A host process that has been forked. It idles until `begin`, or until `share` makes it one for many runs."""
 
     def __init__(
         self,
@@ -126,17 +154,48 @@ class Host:
 
         False when this spare has died, having run nothing. Raises HostError for a frame too large.
         """
-        self._on_event = on_event
-        doomed = self._task is not None or self._word.done()
-        self.is_leased, self.leased_until_ms = lease_until_ms is not None, lease_until_ms or 0
         fds = [output.writer] if output is not None else []
-        self.started = not doomed and self._channel.send({**spec.frame(), "lease_until_ms": lease_until_ms}, fds)
-        if self.started:
+        if self.share(on_event, lease_until_ms, fds, spec.frame()):
             self._output = output
             if output is not None:
                 output.handed_over()
             self._log = self._log.bind(task_id=spec.task_id, epoch=spec.epoch)
         return self.started
+
+    def share(
+        self, on_event: OnEvent, lease_until_ms: int | None, fds: Sequence[int], frame: Frame | None = None
+    ) -> bool:
+        """Make it a host of many runs, which `send` begins, unless the frame says otherwise. on_event gets the frames
+        of all. fds: see `worker.shared`. As `begin` otherwise.
+        """
+        self._on_event = on_event
+        doomed = self._task is not None or self._word.done()
+        self.is_leased, self.leased_until_ms = lease_until_ms is not None, lease_until_ms or 0
+        first = {**(frame or {"op": "share"}), "lease_until_ms": lease_until_ms}
+        self.started = not doomed and self._channel.send(first, fds)
+        return self.started
+
+    def send(self, frame: Frame, fds: Sequence[int] = ()) -> bool:
+        """A frame for one of many runs. False: the host is gone. Raises HostError when it is too large, or when too
+        much waits.
+        """
+        return self._channel.send(frame, fds)
+
+    def end(self) -> None:
+        """A host of many runs has none left, and gets none any more."""
+        with suppress(HostError):
+            self._channel.send({"op": "end"})
+        self._linger = self._linger or self._loop.call_later(LINGER_S, self._kill_lingering)
+
+    def when_ended(self, callback: Callable[[ExitInfo], None]) -> None:
+        """Have it called at the end, soon."""
+        self._ended.add_done_callback(lambda ended: callback(ended.result()))
+
+    def send_signal(self, signum: int) -> None:
+        """To the process alone."""
+        if not self.ended and self._task is None:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signum)
 
     def renew(self, until_ms: int) -> None:
         """Let it live until then. A host that takes nothing in ends by its lease."""
@@ -169,9 +228,9 @@ class Host:
         """Ask it to stop; SIGTERM to its group after release_s, SIGKILL after terminate_s more. Returns at its end."""
         self._channel.send({"op": "stop", "reason": reason})
         if not await self._ends_within(release_s):
-            self._escalate(signal.SIGTERM, f"SIGTERM after {release_s:g} s")
+            self.escalate(signal.SIGTERM, f"SIGTERM after {release_s:g} s")
             if not await self._ends_within(terminate_s):
-                self._escalate(signal.SIGKILL, f"SIGKILL after {terminate_s:g} s")
+                self.escalate(signal.SIGKILL, f"SIGKILL after {terminate_s:g} s")
         return await self.wait_ended()
 
     async def wait_ended(self) -> ExitInfo:
@@ -209,7 +268,8 @@ class Host:
         done, _ = await asyncio.wait({self._ended}, timeout=seconds)
         return bool(done)
 
-    def _escalate(self, signum: signal.Signals, step: str) -> None:
+    def escalate(self, signum: signal.Signals, step: str) -> None:
+        """A signal to its whole group. step: in words."""
         self.steps.append(step)
         self._log.warning("worker does not stop", step=step)
         kill_group(self.pid, signum)
@@ -218,7 +278,7 @@ class Host:
         if frame.get("op") == "leased":
             self.leased_until_ms = frame["until_ms"]
             return
-        if frame.get("op") in LAST_FRAMES and self._linger is None:
+        if frame.get("op") in LAST_FRAMES and "task" not in frame and self._linger is None:
             self._last_frame = frame
             self._linger = self._loop.call_later(LINGER_S, self._kill_lingering)
         if self._on_event is None:
@@ -231,11 +291,11 @@ class Host:
     def _on_channel_closed(self, reason: str) -> None:
         """The end of the stream comes with the process's own; anything else is a host that can't be talked to."""
         if reason and self._task is None:
-            self._escalate(signal.SIGKILL, f"SIGKILL: {reason}")
+            self.escalate(signal.SIGKILL, f"SIGKILL: {reason}")
 
     def _kill_lingering(self) -> None:
         if self._task is None:
-            self._escalate(signal.SIGKILL, f"SIGKILL: alive {LINGER_S:g} s after its last frame")
+            self.escalate(signal.SIGKILL, f"SIGKILL: alive {LINGER_S:g} s after its last frame")
 
     def _on_exit(self) -> None:
         self._loop.remove_reader(self._pidfd)
@@ -287,12 +347,12 @@ class Host:
             os.close(fd)
         self._channel.close()
         if self._output is not None:
-            self._output.finish(*_told(self._last_frame, info))
+            self._output.finish(*told_end(self._last_frame, info))
         self._ended.set_result(info)
         self._on_ended(self)
 
 
-def _told(last_frame: Frame, info: ExitInfo) -> tuple[str, list[str]]:
+def told_end(last_frame: Frame, info: ExitInfo) -> tuple[str, list[str]]:
     """For the log: how the run has ended, and the lines of its error."""
     how = [str(last_frame["op"])] if last_frame else []
     if info.status != 0 or not how:

@@ -8,7 +8,7 @@
 
 Rules: one loop, no threads. A host is held by its pidfd before it is released to run. A lost zygote takes its hosts
 down (their reapers kill them, and all that they started) and is started again with backoff; `run` waits for it. At
-most one zygote runs. What does not live here: one host's life (`host`), what is to run where.
+most one zygote runs. What does not live here: one host's life (`host`, `shared`), what is to run where.
 """
 
 from __future__ import annotations
@@ -27,14 +27,15 @@ import structlog
 
 from skalds_streams.errors import HostError, NoHostError
 from skalds_streams.skald.exits import ExitInfo
-from skalds_streams.skald.host import Host, OnEvent, RunSpec
-from skalds_streams.skald.logs import TaskLogs
+from skalds_streams.skald.host import Host, Hosted, OnEvent, RunSpec
+from skalds_streams.skald.logs import RunOutput, TaskLogs
 from skalds_streams.skald.oom import OomKills
+from skalds_streams.skald.shared import HostedRun, SharedHosts
 from skalds_streams.skald.zygote_process import ZygoteProcess
 from skalds_streams.worker.frames import Frame
 from skalds_streams.worker.secrets import SecretPolicy
 
-__all__ = ["Catalogue", "ExitInfo", "Host", "HostPool", "OnEvent", "RunSpec"]
+__all__ = ["Catalogue", "ExitInfo", "Host", "HostPool", "Hosted", "OnEvent", "RunSpec"]
 
 START_TIMEOUT_S = 30.0
 """For importing all of the user's modules."""
@@ -105,6 +106,7 @@ class HostPool:
         self._idle: deque[Host] = deque()
         self._hosts: dict[str, Host] = {}
         self._stopping = False
+        self._shared = SharedHosts(self._take, logs, self._log)
         self._lease_until_ms: int | None = None
         self._oom_kills = OomKills()
 
@@ -149,26 +151,53 @@ class HostPool:
         """Whether workers of this class run on when the lease has lapsed."""
         return self.catalogue.classes.get(class_name, {}).get("on_disconnect") == "keep"
 
-    async def run(self, spec: RunSpec, on_event: OnEvent) -> Host:
+    async def run(self, spec: RunSpec, on_event: OnEvent) -> Hosted:
         """Give the task to a host. HostError: the class is unknown; NoHostError: none comes in TAKE_TIMEOUT_S."""
-        if spec.class_name not in self.catalogue.classes:
+        described = self.catalogue.classes.get(spec.class_name)
+        if described is None:
             raise HostError(f"class {spec.class_name} is not loaded here")
+        begin = self._begin_shared if described.get("isolation") == "shared" else self._begin
         for _ in range(RUN_TRIES):
-            host = await self._take()
-            secret = self.catalogue.classes[spec.class_name].get("secret", ())
-            output = self._logs.open(spec.task_id, spec.epoch, spec.attachments, secret) if self._logs else None
-            until_ms = None if self.keeps(spec.class_name) else self._lease_until_ms
-            try:
-                begun = host.begin(spec, on_event, until_ms, output)
-            except HostError:
-                self._idle.append(host)
-                raise
-            finally:
-                if output is not None and not host.started:
-                    output.finish("it has never begun")
-            if begun:
-                return host
+            begun = await begin(spec, on_event)
+            if begun is not None:
+                return begun
         raise HostError(f"{RUN_TRIES} worker hosts died before they could run anything")
+
+    async def _begin(self, spec: RunSpec, on_event: OnEvent) -> Host | None:
+        """In a host of its own; None when that has died before."""
+        host = await self._take()
+        output = self._output_of(spec)
+        try:
+            begun = host.begin(spec, on_event, self._lease_of(spec), output)
+        except HostError:
+            self._idle.append(host)
+            raise
+        finally:
+            if output is not None and not host.started:
+                output.finish("it has never begun")
+        return host if begun else None
+
+    async def _begin_shared(self, spec: RunSpec, on_event: OnEvent) -> HostedRun | None:
+        """In one that it shares with those that have a lease, too, or have none."""
+        host = await self._shared.take(lambda: self._lease_of(spec))
+        if host is None:
+            return None
+        output = self._output_of(spec)
+        begun = None
+        try:
+            begun = host.begin(spec, on_event, output)
+        finally:
+            if output is not None and begun is None:
+                output.finish("it has never begun")
+        return begun
+
+    def _output_of(self, spec: RunSpec) -> RunOutput | None:
+        secret = self.catalogue.classes[spec.class_name].get("secret", ())
+        return self._logs.open(spec.task_id, spec.epoch, spec.attachments, secret) if self._logs is not None else None
+
+    def _lease_of(self, spec: RunSpec) -> int | None:
+        """Until when its host may live now."""
+        return None if self.keeps(spec.class_name) else self._lease_until_ms
 
     async def stop(self) -> None:
         """Kill every host, end the zygote, write what was printed: in STOP_HOSTS_S + STOP_ZYGOTE_S + a moment."""

@@ -24,7 +24,7 @@ import select
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from typing import Any, ParamSpec
 
@@ -44,6 +44,9 @@ LAST_LINES_WAIT_S = 2.0
 """A disk that hangs must not keep the end of a run from being reported."""
 STOP_S = 3.0
 F_SETPIPE_SZ = getattr(fcntl, "F_SETPIPE_SZ", 1031)
+
+HOSTS = "shared-host"
+"""In place of a task in the lines of hosts that many runs share."""
 
 log = structlog.get_logger(__name__)
 P = ParamSpec("P")
@@ -74,6 +77,12 @@ class RunOutput:
     def hide(self, parameters: Any) -> None:
         """Mask the secrets in these parameters from now on, beside those that were hidden before."""
         values = self.shaper.secrets.values | secret_values(parameters, self._words, self._paths)
+        if values != self.shaper.secrets.values:
+            self.shaper.secrets = Secrets(values)
+
+    def hide_those_of(self, others: Iterable[RunOutput]) -> None:
+        """Mask what is masked in these outputs, and nothing else."""
+        values = self._logs.own_secrets.union(*(other.shaper.secrets.values for other in others))
         if values != self.shaper.secrets.values:
             self.shaper.secrets = Secrets(values)
 
@@ -165,14 +174,25 @@ class TaskLogs:
         """The output of a run that begins. paths: which of its parameters are secret. None when this process has no
         descriptor left: a worker runs all the same.
         """
-        try:
-            output = RunOutput(self, task_id, epoch, self.files.ring(task_id), self._words, paths)
-        except OSError as error:
-            log.error("logs.no_pipe", task=task_id, error=str(error))
-            return None
-        output.hide(parameters)
-        self._ask(lambda: self._begin(output))
+        output = self._opened(task_id, epoch, self.files.ring(task_id), paths)
+        if output is not None:
+            output.hide(parameters)
+            self._ask(lambda: self._begin(output))
         return output
+
+    def open_host(self, number: int) -> RunOutput | None:
+        """The output of a host that many runs share: what is none of these runs'. As `open`."""
+        output = self._opened(HOSTS, number, self.files.ring_of_hosts(), ())
+        if output is not None:
+            self._ask(lambda: self._begin(output, "host"))
+        return output
+
+    def _opened(self, name: str, number: int, ring: Ring, paths: Collection[str]) -> RunOutput | None:
+        try:
+            return RunOutput(self, name, number, ring, self._words, paths)
+        except OSError as error:
+            log.error("logs.no_pipe", task=name, error=str(error))
+            return None
 
     def end(self, output: RunOutput, how: str, error: Sequence[str]) -> None:
         """See `RunOutput.finish`."""
@@ -212,10 +232,10 @@ class TaskLogs:
             self._end(output, "the node has stopped", ())
         self._stopping = True
 
-    def _begin(self, output: RunOutput) -> None:
+    def _begin(self, output: RunOutput, what: str = "run") -> None:
         self._runs[output.reader] = self._open[output.reader] = output
         self._poll.register(output.reader, select.EPOLLIN)
-        self._write(output, output.shaper.note, "== the run begins", _now()[1])
+        self._write(output, output.shaper.note, f"== the {what} begins", _now()[1])
 
     def _read(self, output: RunOutput) -> bool:
         """Take what there is, at most a pipe full; False when there is nothing, or never will be."""

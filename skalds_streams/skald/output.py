@@ -163,12 +163,8 @@ class Shaper:
 
     @property
     def tail(self) -> list[str]:
-        """The last lines, without time and label, at most TAIL_BYTES of them."""
-        lines = list(self._last)
-        sizes = [len(orjson.dumps(line)) + 1 for line in lines]
-        while lines and sum(sizes) > TAIL_BYTES:
-            del lines[0], sizes[0]
-        return lines
+        """The last lines, without time and label."""
+        return tail_of(self._last)
 
     # -- how much
 
@@ -251,6 +247,15 @@ class Shaper:
     def _written(self, lines: Iterable[bytes], at_ms: int) -> bytes:
         prefix = time_text(at_ms).encode() + b" " + self._label
         return b"".join([prefix + line + b"\n" for line in lines])
+
+
+def tail_of(texts: Iterable[str]) -> list[str]:
+    """The last of them, at most TAIL_LINES and TAIL_BYTES."""
+    lines = list(texts)[-TAIL_LINES:]
+    sizes = [len(orjson.dumps(line)) + 1 for line in lines]
+    while lines and sum(sizes) > TAIL_BYTES:
+        del lines[0], sizes[0]
+    return lines
 
 
 def time_text(at_ms: int) -> str:

@@ -20,6 +20,7 @@ from typing import BinaryIO
 from urllib.parse import quote, unquote
 
 SUFFIX = ".log"
+HOSTS_NAME = "shared-hosts.out"
 NAME_MOST_CHARS = 180
 """File names of longer ids are cut and end with a digest: file systems take 255 bytes."""
 BLOCK_BYTES = 64 * 1024
@@ -136,6 +137,10 @@ class LogFiles:
     def ring(self, task_id: str) -> Ring:
         """To write with."""
         return Ring(self.path(task_id), self._max_bytes)
+
+    def ring_of_hosts(self) -> Ring:
+        """Of what is printed in hosts that many runs share, and is no run's. It has no name that a task could have."""
+        return Ring(self._directory / HOSTS_NAME, self._max_bytes)
 
     def exists(self, task_id: str) -> bool:
         return self.path(task_id).exists() or older(self.path(task_id)).exists()

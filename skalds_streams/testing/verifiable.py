@@ -1,7 +1,13 @@
 """Worker classes for runs with a witness: each acts every ACT_S, by a datagram to the witness (`witness.Sayer`), and
-each but the first two misbehaves in one way. For SKALDS_WORKERS:
+each that is not called steady misbehaves in one way. For SKALDS_WORKERS:
 
     Steady, SteadyAsync          behave
+    SteadyShared                 behaves, in a host that it shares with the next ones, all async as well
+    SharedCrasher                crashes after a while
+    SharedFaulter                ends its host by a SIGSEGV after a while
+    SharedBlocker                holds up its host's loop for longer than its budgets, now and then
+    SharedDeaf                   swallows each cancellation: its host has to go when it is stopped
+    SharedPrinter                prints 10 MB a second
     GilHolder                    holds the GIL for longer than its lease, now and then
     Deaf                         ignores SIGTERM and swallows the stop
     Forker                       has children and grandchildren that act, too
@@ -24,6 +30,7 @@ import resource
 import signal
 import threading
 import time
+from contextlib import suppress
 from typing import NoReturn
 
 from pydantic import BaseModel, Field
@@ -97,23 +104,88 @@ class SteadyAsync(BaseTaskWorker[Params]):
     """The same in a coroutine."""
 
     async def initialize(self, data: Params) -> None:
-        self.sayer = Sayer()
+        self.sayer = Sayer(shared=self.isolation == "shared")
+        self.data, self.until = data, time.monotonic() + data.quiet_s
 
     @run_main_handler
     async def main(self) -> None:
         while True:
-            self.sayer.act(self.task_id, self.epoch)
+            self.act()
+            await self.misbehave()
             await asyncio.sleep(ACT_S)
+
+    def act(self) -> None:
+        """One act of the loop's thread."""
+        self.sayer.act(self.task_id, self.epoch)
+
+    async def misbehave(self) -> None:
+        """What a subclass does after each act."""
 
     @update_event_handler
     async def update(self, data: Params) -> None:
-        sayer = Sayer(sayer="update")  # main's may be in use: before main runs, an update has a loop of its own
+        # main's may be in use: before main runs, an update has a loop of its own
+        sayer = Sayer(sayer="update", shared=self.isolation == "shared")
         sayer.act(self.task_id, self.epoch)
         sayer.close()
 
     @release_handler
     async def release(self) -> None:
-        self.sayer.act(self.task_id, self.epoch)
+        self.act()
+
+
+class SteadyShared(SteadyAsync):
+    """In a host with others."""
+
+    isolation = "shared"
+    release_s = 2.0
+    terminate_s = 1.0
+
+
+class SharedCrasher(SteadyShared):
+    """After `quiet_s`."""
+
+    async def misbehave(self) -> None:
+        if time.monotonic() > self.until:
+            raise RuntimeError("it crashes now and then")
+
+
+class SharedFaulter(SteadyShared):
+    """After `quiet_s`."""
+
+    async def misbehave(self) -> None:
+        if time.monotonic() > self.until:
+            os.kill(os.getpid(), signal.SIGSEGV)
+
+
+class SharedBlocker(SteadyShared):
+    """For `release_s` and `terminate_s`."""
+
+    async def misbehave(self) -> None:
+        if time.monotonic() > self.until:
+            time.sleep(self.release_s + self.terminate_s)  # noqa: ASYNC251  # that is its misbehaviour
+            self.until = time.monotonic() + self.data.quiet_s
+
+
+class SharedDeaf(SteadyShared):
+    """Only the end of its host ends it."""
+
+    @run_main_handler
+    async def main(self) -> None:
+        while True:
+            with suppress(asyncio.CancelledError):
+                self.act()
+                await asyncio.sleep(ACT_S)
+
+    @release_handler
+    async def release(self) -> None:
+        raise RuntimeError("never reached")
+
+
+class SharedPrinter(SteadyShared):
+    """To its log file."""
+
+    async def misbehave(self) -> None:
+        print_much()
 
 
 class Keeper(Steady):
@@ -193,8 +265,13 @@ class Printer(Steady):
     """To its log file."""
 
     def misbehave(self) -> None:
-        line = "x" * 199
-        print(*([line] * (PRINTED_BYTES // 200)), sep="\n")  # noqa: T201  # what it is for
+        print_much()
+
+
+def print_much() -> None:
+    """The share of one act."""
+    line = "x" * 199 + "\n"
+    print(line * (PRINTED_BYTES // 200), end="")  # noqa: T201  # what it is for
 
 
 class Crasher(Steady):
@@ -285,6 +362,14 @@ NAUGHTY = (
     BlocksInUpdate,
     BlocksInAfter,
     BlocksInRelease,
+    SharedCrasher,
+    SharedFaulter,
+    SharedBlocker,
+    SharedDeaf,
+    SharedPrinter,
 )
-RUNNING = ("Steady", "SteadyAsync", "Keeper", "Deaf", "Forker", "Printer", "BlocksInUpdate", "BlocksInRelease")
+RUNNING = (
+    *("Steady", "SteadyAsync", "SteadyShared", "Keeper", "Deaf", "Forker", "Printer"),
+    *("BlocksInUpdate", "BlocksInRelease", "SharedDeaf", "SharedPrinter"),
+)
 """Classes whose tasks act all the time once nothing disturbs them."""

@@ -10,8 +10,8 @@ is dropped: a sender waits for room, for SAY_S at most, and has not acted when t
 
 Overlaps (`Judge`): an act of an older epoch after one of a newer; two processes under one epoch; an act after a cancel
 was reported applied; a newer run that began its first act before the older's last one was over, or while a process of
-the older one was still there (known by pidfd). The margin is the smallest distance between the last act of a run and
-the first of the next. All clocks are one machine's.
+the older one was still there (known by pidfd), unless that is one which many tasks share. The margin is the smallest
+distance between the last act of a run and the first of the next. All clocks are one machine's.
 """
 
 from __future__ import annotations
@@ -60,6 +60,8 @@ class Act:
     arrived_ns: int
     sayer: str = "main"
     skald: str = ""
+    shared: bool = False
+    """Its process runs other tasks, too, and other runs of this one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,8 @@ class _Runs:
     actors: set[int] = field(default_factory=set)
     older: set[int] = field(default_factory=set)
     """Processes of earlier runs."""
+    shared: set[int] = field(default_factory=set)
+    """Processes that live on when a run in them is over."""
 
 
 @dataclass(slots=True)
@@ -136,7 +140,8 @@ class Judge:
         runs = self._tasks.get(act.task)
         if runs is None:
             self._runs += 1
-            self._tasks[act.task] = _Runs(act.epoch, act.pid, act.skald, act.arrived_ns, {act.actor})
+            shared = {act.actor} if act.shared else set()
+            self._tasks[act.task] = _Runs(act.epoch, act.pid, act.skald, act.arrived_ns, {act.actor}, shared=shared)
         elif act.epoch < runs.epoch:
             self._overlap(f"older epoch after {runs.epoch}", act, kind="older epoch after a newer")
         elif act.epoch == runs.epoch:
@@ -150,11 +155,11 @@ class Judge:
 
     def _follow(self, runs: _Runs, act: Act) -> None:
         self._runs += 1
-        if act.pid != runs.pid:  # else the process goes on under another epoch
+        if act.pid != runs.pid or act.shared:  # else the process goes on under another epoch
             gap_ms = (act.said_ns - runs.last_ns) / 1e6
             if gap_ms < 0:
                 self._overlap(f"begun {-gap_ms:.3f} ms before the last act of {runs.epoch} was over", act, kind="begun")
-            runs.older |= runs.actors
+            runs.older |= runs.actors - runs.shared
             runs.actors = set()
             living = sorted(runs.older & self._alive)
             if living:
@@ -165,6 +170,8 @@ class Judge:
             runs.older &= self._alive
         runs.epoch, runs.pid, runs.skald, runs.last_ns = act.epoch, act.pid, act.skald, act.arrived_ns
         runs.actors.add(act.actor)
+        if act.shared:
+            runs.shared.add(act.actor)
 
     def died(self, actor: int) -> None:
         """A process that had acted is gone."""
@@ -219,14 +226,16 @@ class Judge:
 class Sayer:
     """A worker's, or its child's, or the test run's, line to the witness. Not thread-safe: one a thread."""
 
-    def __init__(self, path: str | None = None, *, sayer: str = "main") -> None:
-        """path: the socket; default is the environment's. Raises OSError when nobody listens there."""
+    def __init__(self, path: str | None = None, *, sayer: str = "main", shared: bool = False) -> None:
+        """path: the socket; default is the environment's. shared: this process runs other tasks, too. Raises OSError
+        when nobody listens there.
+        """
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         seconds, micros = divmod(int(SAY_S * 1_000_000), 1_000_000)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", seconds, micros))
         self._socket.connect(path or os.environ[VARIABLE])
         self._sayer, self._skald = sayer, os.environ.get("SKALD_ID", "")
-        self._number = 0
+        self._number, self._shared = 0, shared
 
     def act(self, task: str, epoch: int, *, pid: int | None = None) -> bool:
         """Act once. False when it could not be said, and so was not done. pid: the host's; default is this process."""
@@ -239,6 +248,7 @@ class Sayer:
             "number": self._number + 1,
             "sayer": self._sayer,
             "skald": self._skald,
+            "shared": self._shared,
             "said_ns": time.monotonic_ns(),
         }
         if not self._say(document):

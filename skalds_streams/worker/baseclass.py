@@ -30,6 +30,7 @@ import inspect
 import logging
 import secrets
 import subprocess
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, ClassVar, Generic, NoReturn, Self, SupportsFloat, TypeVar, get_args, get_origin
@@ -37,10 +38,11 @@ from typing import Any, ClassVar, Generic, NoReturn, Self, SupportsFloat, TypeVa
 from pydantic import BaseModel
 
 from skalds_streams.worker.children import Children, Command
+from skalds_streams.worker.frames import Frame
 from skalds_streams.worker.gauges import Gauges
 from skalds_streams.worker.policy import Backoff
 from skalds_streams.worker.saving import Saving, encode_state
-from skalds_streams.worker.stall import StallWatch
+from skalds_streams.worker.stall import Watch
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
@@ -51,6 +53,8 @@ AFTER = "run_after_handler"
 RELEASE = "release_handler"
 UPDATE = "update_event_handler"
 _ROLES_ATTRIBUTE = "__skalds_roles__"
+_MAKING = threading.Lock()
+"""What is made when it is needed: there may be many workers in a process."""
 
 
 class NonRetryableError(Exception):
@@ -67,6 +71,13 @@ class BaseTaskWorker(ABC, Generic[ModelT]):
     on_disconnect: str = "stop"
     """What becomes of it when its node can't reach Kafka for a lease. "stop": it ends, so that another node can run it
     and it never runs twice. "keep": it runs on, and may run twice until the node is back."""
+
+    isolation: str = "process"
+    """What it runs in. "process": a host of its own, which it may block, fill or crash. "shared": a host that it shares
+    with up to 199 others, as tasks on one event loop: some kilobytes instead of megabytes a worker. Only for a main
+    that is `async def` and never blocks: while one does not `await`, the others stand still, and what ends the process
+    ends all of them (they are started again, and it is no crash of theirs). Not with `memory_max`.
+    """
 
     memory_max: int | str | None = None
     """How much memory it may have: bytes, or a text like "512M" or "2G" (powers of 1024). None: as much as there is.
@@ -111,7 +122,7 @@ class BaseTaskWorker(ABC, Generic[ModelT]):
     logger: logging.LoggerAdapter[logging.Logger]
     """Writes to the task's log file. Records carry `task_id` and `epoch`."""
 
-    _watch: StallWatch | None
+    _watch: Watch | None
     _on_saved: Callable[[], object]
     _saved: str | None
     """The state that was saved last, as JSON: the host sends it."""
@@ -203,8 +214,10 @@ class BaseTaskWorker(ABC, Generic[ModelT]):
         self._saved = None
         self._on_saved = _nobody
         self.is_done = False
-        self._gauges = Gauges()
-        self._children = Children()
+        self._gauges: Gauges | None = None
+        self._told: tuple[Callable[[Frame], None], Callable[[], object] | None] | None = None
+        self._children: Children | None = None
+        self._output_fd: int | None = None
         self._watch = None
         self.logger = logging.LoggerAdapter(
             logging.getLogger(f"worker.{self.task_type}"), {"task_id": task_id, "epoch": epoch}
@@ -216,13 +229,25 @@ class BaseTaskWorker(ABC, Generic[ModelT]):
 
         Raises ValueError for a name of other characters than letters, digits and _ . : -, TypeError for no number.
         """
-        self._gauges.set(name, value)
+        gauges = self._gauges
+        if gauges is None:
+            with _MAKING:
+                gauges = self._gauges = self._gauges or Gauges(self._told)
+        gauges.set(name, value)
 
     def spawn(self, command: Command, **options: Any) -> subprocess.Popen[Any]:
         """Start a program that ends with this worker, however that ends; what still runs after the release handler is
         killed. `options` are those of subprocess.Popen; stdin is empty unless given. Any thread.
         """
+        with _MAKING:
+            self._children = self._children or Children(self._output_fd)
         return self._children.spawn(command, **options)
+
+    def _attach(self, send: Callable[[Frame], None], on_news: Callable[[], object] | None) -> None:
+        """Have what is set by `metric` sent from now on; on_news: see `Gauges`."""
+        self._told = (send, on_news)
+        if self._gauges is not None:
+            self._gauges.attach(send, on_news)
 
     def _handler(self, role: str) -> Callable[..., Any] | None:
         """The bound method that carries the decorator `role`, or None."""

@@ -32,7 +32,9 @@ Process = subprocess.Popen[Any]
 class Children:
     """Of one worker. Any thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, output_fd: int | None = None) -> None:
+        """output_fd: where what they print goes, if it is not where this process's goes."""
+        self._output_fd = output_fd
         self._begin()
 
     def _begin(self) -> None:
@@ -48,21 +50,34 @@ class Children:
         with self._lock:
             self._forker = self._forker or _Forker()
         options.setdefault("stdin", subprocess.DEVNULL)
+        if self._output_fd is not None and not options.get("capture_output"):
+            for name in ("stdout", "stderr"):
+                options.setdefault(name, self._output_fd)
         if not options.get("start_new_session"):
             options.setdefault("process_group", 0)
         options["preexec_fn"] = partial(_tie, os.getpid(), options.get("preexec_fn"))
         return self._forker.submit(partial(self._start, command, options))
 
-    def end(self) -> None:
-        """Kill those that still run, with their process groups, and reap them. The thread that forked them ends."""
+    def kill(self) -> bool:
+        """Kill those that still run, with their process groups; whether something may still be there."""
         if self._pid != os.getpid():
-            return
+            return False
         with self._lock:
-            forker, self._forker = self._forker, None
-            left = [process for process in self._processes if process.poll() is None]
-            self._processes.clear()
+            self._processes = [process for process in self._processes if _is_there(process)]
+            left = list(self._processes)
         for process in left:
             _kill(process)
+        return bool(left)
+
+    def end(self) -> None:
+        """Kill them and reap them. The thread that forked them ends."""
+        if self._pid != os.getpid():
+            return
+        self.kill()
+        with self._lock:
+            forker, self._forker = self._forker, None
+            left = list(self._processes)
+            self._processes.clear()
         for process in left:
             with suppress(subprocess.TimeoutExpired):  # the kernel does not let go of it yet
                 process.wait(END_S)
@@ -72,7 +87,7 @@ class Children:
     def _start(self, command: Command, options: dict[str, Any]) -> Process:
         process = subprocess.Popen(command, **options)  # noqa: S603  # the user's own command
         with self._lock:
-            self._processes = [item for item in self._processes if item.poll() is None]
+            self._processes = [item for item in self._processes if _is_there(item)]
             self._processes.append(process)
         return process
 
@@ -113,8 +128,17 @@ def _tie(parent: int, user_preexec: Callable[[], object] | None) -> None:
         user_preexec()
 
 
+def _is_there(process: Process) -> bool:
+    """It, or something that it has left in its process group."""
+    return process.poll() is None or kernel.group_is_ours(process.pid)
+
+
 def _kill(process: Process) -> None:
-    """It is not reaped yet, so its number is its own."""
+    """If it is not reaped yet, its number is its own, else that of the group which it has left."""
+    if process.poll() is not None:
+        if kernel.group_is_ours(process.pid):
+            kernel.kill_group(process.pid)
+        return
     try:
         is_leader = os.getpgid(process.pid) == process.pid
     except ProcessLookupError:

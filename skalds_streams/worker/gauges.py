@@ -31,16 +31,19 @@ log = logging.getLogger(__name__)
 class Gauges:
     """Of one worker. Any thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, told: tuple[Callable[[Frame], None], Callable[[], object] | None] | None = None) -> None:
+        """told: what `attach` takes."""
         self._values: dict[str, float | None] = {}
-        self._changed = threading.Event()
-        self._over = threading.Event()
+        self._has_news = False
         self._send: Callable[[Frame], None] | None = None
-        self._thread: threading.Thread | None = None
+        self._sender: _Sender | None = None
         self._lock = threading.Lock()
         self._sending = threading.Lock()
         self._is_full = False
+        self._on_news: Callable[[], object] | None = None
         self._pid = os.getpid()
+        if told is not None:
+            self.attach(*told)
 
     @property
     def values(self) -> dict[str, float | None]:
@@ -58,48 +61,66 @@ class Gauges:
             self._warn(name)
             return
         self._values[name] = _number(value)
-        self._changed.set()
-        if self._thread is None:
-            self._begin()
+        self._has_news = True
+        self._begin()
 
-    def attach(self, send: Callable[[Frame], None]) -> None:
-        """What was set is sent from now on."""
-        self._send, self._pid = send, os.getpid()
+    def attach(self, send: Callable[[Frame], None], on_news: Callable[[], object] | None = None) -> None:
+        """What was set is sent from now on. on_news: told that there is something to `flush`; None: a thread of its own
+        does it.
+        """
+        self._send, self._on_news, self._pid = send, on_news, os.getpid()
         if self._values:
             self._begin()
 
     def flush(self) -> None:
         """Send what is not sent yet. When it returns all that was set before is sent, by whomever."""
         with self._sending:
-            if self._send is not None and self._changed.is_set():
-                self._changed.clear()
+            if self._send is not None and self._has_news:
+                self._has_news = False
                 self._send({"op": "metrics", "values": dict(self._values), "at_ms": time.time_ns() // 1_000_000})
 
     def end(self) -> None:
         """Send what is not sent yet; nothing is sent after it, and no thread of ours is left for long."""
         self.flush()
-        self._over.set()
-        self._changed.set()
+        if self._sender is not None:
+            self._sender.end()
 
     def _begin(self) -> None:
-        """Let a thread send, unless nobody is there to send to, or this is a process that user code forked."""
+        """Let a thread send, or whoever is told, unless nobody is there to send to, or user code has forked us."""
         if self._send is None or self._pid != os.getpid():
             return
+        if self._on_news is not None:
+            self._on_news()
+            return
         with self._lock:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._send_for_ever, name="skald-metrics", daemon=True)
-                self._thread.start()
-
-    def _send_for_ever(self) -> None:
-        while self._changed.wait() and not self._over.wait(GATHER_S):
-            self.flush()
-            if self._over.wait(EVERY_S):
-                return
+            self._sender = self._sender or _Sender(self.flush)
+        self._sender.changed.set()
 
     def _warn(self, name: str) -> None:
         if not self._is_full:
             self._is_full = True
             log.warning("metric %s is not kept: a worker may have %d", name, GAUGES_MAX)
+
+
+class _Sender:
+    """The thread that sends, for as long as there is one."""
+
+    def __init__(self, flush: Callable[[], None]) -> None:
+        self.changed = threading.Event()
+        self._over = threading.Event()
+        self._flush = flush
+        threading.Thread(target=self._run, name="skald-metrics", daemon=True).start()
+
+    def end(self) -> None:
+        self._over.set()
+        self.changed.set()
+
+    def _run(self) -> None:
+        while self.changed.wait() and not self._over.wait(GATHER_S):
+            self.changed.clear()
+            self._flush()
+            if self._over.wait(EVERY_S):
+                return
 
 
 def readings(frame: Frame) -> dict[str, Any] | None:

@@ -1,5 +1,5 @@
-"""The child process that runs one worker. Forked by its reaper, itself a fork of the zygote, it waits for a "run"
-frame, runs, and exits 0 after its last frame.
+"""The child process that runs one worker. Forked by its reaper, itself a fork of the zygote, it waits for its first
+frame; when that says "run", it runs, and exits 0 after its last frame.
 
 The main thread runs user code; an I/O thread reads the socket; updates have a thread of their own. Rules:
 
@@ -14,40 +14,32 @@ The main thread runs user code; an I/O thread reads the socket; updates have a t
 - The process ends by `os._exit`: threads that user code left behind do not keep it. What they started is killed by
   the reaper; what the main thread forked is killed by the kernel in the same moment.
 
-What does not live here: the order of the hooks (`run`), forking (`zygote`).
+What does not live here: the order of the hooks (`life`), forking (`zygote`), hosts of many workers (`shared`).
 """
 
 from __future__ import annotations
 
 import atexit
-import logging
 import os
 import select
-import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from io import TextIOWrapper
 from typing import Any, NoReturn
 
 from skalds_streams.worker import kernel, memory, outcome
 from skalds_streams.worker.frames import Frame, recv_frame, send_frame
+from skalds_streams.worker.process import Forks, configure_logging, die, leave, leave_signals_to_main, redirect_output
 from skalds_streams.worker.registry import Registry
 from skalds_streams.worker.run import Run
+from skalds_streams.worker.saving import SAVE_EVERY_S
 from skalds_streams.worker.secrets import SecretPolicy, Secrets
-from skalds_streams.worker.stall import StallWatch
+from skalds_streams.worker.shared import SharedHost
+from skalds_streams.worker.stall import LOOK_S, StallWatch
 from skalds_streams.worker.stopper import Stopper
-
-LOOK_S = 1.0
-"""How often the I/O thread looks after a worker that is watched (`stall_s`), at least."""
-SAVE_EVERY_S = 1.0
-"""Time between two states that are sent of what a worker saves."""
-
-FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT}
-"""Never blocked: faulthandler writes them down."""
 
 
 class Host:
@@ -68,17 +60,14 @@ class Host:
         self._save_waits = False
         self._save_lock = threading.Lock()
         self._state_sent: str | None = None
-        self._forking = threading.local()
 
-    def serve(self, registry: Registry) -> None:
-        """Wait for the run, run it, say how it ended."""
-        frame = self._first_frame()
-        if frame is None:
-            return
+    def serve(self, registry: Registry, frame: Frame, fds: Sequence[int]) -> None:
+        """Run what this frame says, and say how it ended. fds: the output's."""
+        self._output_fd = fds[0] if fds else -1
         self._renew(frame.get("lease_until_ms"))
         self._stopper.install()
         self._wakeup = self._stopper.open_wakeup()
-        os.register_at_fork(before=self._note_fork, after_in_child=self._detach)
+        Forks(self._sock, self._stopper.uninstall)
         if self._output_fd >= 0:
             redirect_output(self._output_fd)
         kernel.set_name(f"skald:{frame['class']}")
@@ -149,19 +138,9 @@ class Host:
         self._timer = self._timer or kernel.KillTimer()
         self._timer.arm(until_ms)
 
-    def _first_frame(self) -> Frame | None:
-        """The run frame; None when the spare is not needed any more."""
-        received = recv_frame(self._sock)
-        if received is None:
-            die()
-        frame, fds = received
-        if fds:
-            self._output_fd = fds[0]
-        return frame if frame["op"] == "run" else None
-
     def _read(self) -> None:
-        """The I/O thread. Signals are the main thread's."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - FAULTS)
+        """The I/O thread."""
+        leave_signals_to_main()
         assert self._run is not None
         try:
             while received := self._next_frame():
@@ -209,62 +188,23 @@ class Host:
             self.send({"op": "stalled", "error": self._stalled})
         return min(due_in_s or LOOK_S, LOOK_S)
 
-    def _note_fork(self) -> None:
-        """User code is about to fork. The kernel's death signal follows the thread that does: only main will do."""
-        self._forking.parent = os.getpid() if threading.get_native_id() == os.getpid() else None
-
-    def _detach(self) -> None:
-        """In a process that user code forked: it is not the host, and does not outlive it for a moment. When a machine
-        has stood still for longer than the lease, it might act before anybody who kills the group is awake.
-        """
-        parent = getattr(self._forking, "parent", None)
-        if parent is not None:
-            kernel.set_parent_death_signal(signal.SIGKILL)
-            if os.getppid() != parent:
-                os._exit(1)
-        self._stopper.uninstall()
-        self._sock.close()
-
-
-def die() -> NoReturn:
-    """End this process and all that it started, now."""
-    kernel.kill_group(os.getpgrp())
-    os._exit(1)
-
 
 def host_main(sock: socket.socket, registry: Registry, policy: SecretPolicy, dump_fd: int) -> NoReturn:
-    """The whole of a host's life, after the fork. dump_fd: takes the stacks of a worker that is stuck."""
-    atexit._clear()  # what the zygote's modules registered is the zygote's
-    Host(sock, policy, dump_fd).serve(registry)
-    leave(0)
+    """The whole of a host's life, after the fork. dump_fd: takes the stacks of a worker that is stuck.
 
-
-def leave(code: int) -> NoReturn:
-    """End this process in order, and without waiting for threads that user code left behind."""
-    atexit._run_exitfuncs()
-    logging.shutdown()
-    flush_output()
-    os._exit(code)
-
-
-def redirect_output(fd: int) -> None:
-    """Let stdout and stderr go to `fd`: those of this process, in Python and in C, and of all that it starts."""
-    flush_output()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # before: one that was a file wants to know where in it it is
-            stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
-    os.dup2(fd, 1)
-    os.dup2(fd, 2)
-    os.close(fd)
-    kernel.buffer_stdout_by_lines()
-
-
-def configure_logging() -> None:
-    """What the worker and its libraries log goes to stderr; time and task come before every line that is printed. A
-    logging setup of the user's modules is left alone.
+    Its first frame says what it is: the host of one worker ("run"), or of many ("share"); anything else, that this
+    spare is not needed any more.
     """
-    if not logging.root.handlers:
-        logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    atexit._clear()  # what the zygote's modules registered is the zygote's
+    received = recv_frame(sock)
+    if received is None:
+        die()
+    frame, fds = received
+    if frame["op"] == "share":
+        SharedHost(sock, registry, policy, dump_fd).serve(frame, fds)
+    elif frame["op"] == "run":
+        Host(sock, policy, dump_fd).serve(registry, frame, fds)
+    leave(0)
 
 
 def mask_output(clean: outcome.Clean) -> None:
@@ -278,12 +218,3 @@ def mask_output(clean: outcome.Clean) -> None:
 def _write_clean(write: Callable[[str], int], clean: outcome.Clean, text: Any) -> int:
     write(clean(text) if isinstance(text, str) else text)
     return len(text)
-
-
-def flush_output() -> None:
-    """Empty the buffers of stdout and stderr, whatever state user code left them in."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except (OSError, ValueError):  # closed by user code, or a full disk
-            continue

@@ -165,10 +165,21 @@ def group_is_empty(pgid: int) -> bool:
     return not any(_runs_in_group(entry, pgid) for entry in Path("/proc").iterdir() if entry.name.isdigit())
 
 
-def _runs_in_group(process: Path, pgid: int) -> bool:
+def group_is_ours(pgid: int) -> bool:
+    """A process of the group, in our session, can run code. The number may be somebody else's by now."""
     try:
-        state, _parent, group = (process / "stat").read_text(errors="replace").rpartition(")")[2].split()[:3]
-        if int(group) != pgid:
+        os.killpg(pgid, 0)
+    except (ProcessLookupError, PermissionError):
+        return False
+    session = os.getsid(0)
+    return any(_runs_in_group(entry, pgid, session) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+
+
+def _runs_in_group(process: Path, pgid: int, session: int | None = None) -> bool:
+    try:
+        fields = (process / "stat").read_text(errors="replace").rpartition(")")[2].split()[:4]
+        state = fields[0]
+        if int(fields[2]) != pgid or session not in (None, int(fields[3])):
             return False
         # A zombie leader can still have running threads.
         return state not in "ZX" or len(os.listdir(process / "task")) > 1

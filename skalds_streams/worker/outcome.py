@@ -13,6 +13,7 @@ import threading
 import traceback
 from collections.abc import Callable, Sequence
 from enum import StrEnum
+from itertools import takewhile
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -52,6 +53,8 @@ Clean = Callable[[str], str]
 
 _OWN_FILES = str(Path(__file__).parent)
 OWN_FRAME = re.compile(rf'  File "({re.escape(_OWN_FILES)}/|{re.escape(threading.__file__)}"|<frozen runpy>)')
+_STEP_FRAME = re.compile(rf'  File "{re.escape(_OWN_FILES)}/steps\.py"')
+"""Below it are the loop and the host of all."""
 _LIBRARY_FRAME = re.compile(rf'  File "({re.escape(str(Path(threading.__file__).parent))}/(?!site-packages/)|<frozen )')
 
 
@@ -94,6 +97,12 @@ def stalled(stall_s: float, dump: str, awaited: Sequence[str] = ()) -> dict[str,
     return {**simple("Stalled", text, Reason.STALL), "traceback": _cut(lines[:STACK_LINES])}
 
 
+def held_up(held_s: float, task_id: str, dump: str = "") -> dict[str, Any]:
+    """The document for a worker that has held up the event loop which it shares. task_id: whom it held up."""
+    text = f"it held up the event loop of its host for {held_s:.1f} s: task {task_id} beside it could not go on"
+    return {**simple("HeldUpItsHost", text, Reason.STALL), "traceback": _cut(stacks(dump)[:STACK_LINES])}
+
+
 def stacks(dump: str) -> list[str]:
     """What faulthandler wrote, for people: the main thread first, without our own frames, and without other threads
     that are in no code but Python's library: they wait for work.
@@ -106,6 +115,7 @@ def stacks(dump: str) -> list[str]:
             threads[-1].append(line)
     lines = []
     for number, thread in enumerate(reversed(threads)):  # it writes the oldest thread, which is main, last
+        thread = list(takewhile(lambda frame: not _STEP_FRAME.match(frame), thread))
         while thread and OWN_FRAME.match(thread[-1]):
             thread.pop()
         if thread and not (number and all(_LIBRARY_FRAME.match(frame) for frame in thread)):

@@ -228,12 +228,33 @@ def check(worker_type: WorkerType) -> WorkerClass:
         aliases=aliases_of(model),
         release_s=_budget(worker_type, "release_s"),
         terminate_s=_budget(worker_type, "terminate_s"),
+        isolation=_isolation(worker_type),
         on_disconnect=_on_disconnect(worker_type),
         memory_max_bytes=_memory_max(worker_type),
         stall_s=_budget(worker_type, "stall_s"),
         policy=_policy(worker_type),
         secret=tuple(secret_paths(model)),
     )
+
+
+def _isolation(worker_type: WorkerType) -> str:
+    value, name = worker_type.isolation, worker_type.__name__
+    if value not in ("process", "shared"):
+        raise NotLoadable(f'{name}.isolation is {value!r}: it must be "process" or "shared"')
+    if value == "process":
+        return value
+    main = worker_type._handlers[MAIN]
+    if not inspect.iscoroutinefunction(getattr(worker_type, main)):
+        raise NotLoadable(
+            f'{name}.isolation is "shared", but {main} (@{MAIN}) is not async: it would hold up the workers beside it.'
+            ' Make it `async def`, or leave isolation at "process".'
+        )
+    if worker_type.memory_max is not None:
+        raise NotLoadable(
+            f'{name} has memory_max and isolation = "shared": the kernel limits the memory of a process, which this'
+            " worker shares with others. Take one of the two away."
+        )
+    return value
 
 
 def _on_disconnect(worker_type: WorkerType) -> str:

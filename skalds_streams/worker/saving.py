@@ -1,6 +1,6 @@
 """What a worker saves: checked and turned into text at once, so that it may go on changing what it has saved.
 
-Sending it, at most once a second, is the host's (`host`); which of several states counts is `model.saved`'s.
+Sending it, at most once a second, is the host's (`host`, `shared`); which of several states counts is `model.saved`'s.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from pydantic import BaseModel
 
 STATE_MAX_BYTES = 64 * 1024
 """Most bytes of a saved state, as JSON in UTF-8."""
+SAVE_EVERY_S = 1.0
+"""Time between two states that are sent of what a worker saves."""
 
 
 class Saving:

@@ -20,6 +20,7 @@ from skalds_streams.core.redact import SECRET_MIN_CHARS, hider, secret_values
 from skalds_streams.core.references import Reference, reference_of
 
 VALUE_MAX_BYTES = 64 * 1024
+HIDES_NOTHING = hider(())
 VALUES_MOST = 10_000
 """Secret values that a run remembers, to keep them out of its errors; beyond, the oldest go."""
 
@@ -70,7 +71,7 @@ class Secrets:
         """paths: the parameters that the class declares as secret."""
         self._policy, self._paths = policy, paths
         self._values: dict[str, None] = {}
-        self._hide: Callable[[str], str] = hider(())
+        self._hide: Callable[[str], str] = HIDES_NOTHING
 
     def resolve(self, parameters: Any) -> Any:
         """A copy of the parameters with the values in place of the references. Raises UnresolvedSecretError."""
@@ -87,7 +88,7 @@ class Secrets:
     def _remember(self, values: Sequence[str] | frozenset[str]) -> None:
         kept = {**self._values, **{value: None for value in values if len(value) >= SECRET_MIN_CHARS}}
         self._values = dict.fromkeys(list(kept)[-VALUES_MOST:])
-        self._hide = hider(self._values)
+        self._hide = hider(self._values) if kept else HIDES_NOTHING
 
     def _resolved(self, value: Any, path: tuple[str, ...], found: list[str]) -> Any:
         if isinstance(value, dict):

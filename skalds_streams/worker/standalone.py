@@ -30,7 +30,7 @@ from pydantic import ValidationError
 from skalds_streams.worker import outcome
 from skalds_streams.worker.baseclass import BaseTaskWorker, mock_task_id
 from skalds_streams.worker.frames import Frame
-from skalds_streams.worker.host import configure_logging, leave
+from skalds_streams.worker.process import configure_logging, leave
 from skalds_streams.worker.registry import NotLoadable, WorkerClass, check
 from skalds_streams.worker.run import Run
 from skalds_streams.worker.schema_words import Parameter, parameters

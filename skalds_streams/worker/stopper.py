@@ -107,9 +107,13 @@ class Stopper:
         self._armed = False
         self._task = None
 
+    def begin_guard(self) -> None:
+        """What the current task awaits is interrupted by a request, until `disarm`."""
+        self._task = asyncio.current_task()
+
     async def guard(self, awaitable: Awaitable[Any]) -> Any:
         """Await it so that a request cancels it. To be run on the main thread's loop."""
-        self._task = asyncio.current_task()
+        self.begin_guard()
         try:
             if self.requested:
                 if asyncio.iscoroutine(awaitable):

@@ -31,8 +31,9 @@ from typing import NoReturn
 
 from skalds_streams.worker import kernel, reaper
 from skalds_streams.worker.frames import Frame, recv_frame, send_frame
-from skalds_streams.worker.host import flush_output, host_main
+from skalds_streams.worker.host import host_main
 from skalds_streams.worker.installed import offers
+from skalds_streams.worker.process import flush_output
 from skalds_streams.worker.reaper import PARENT_DIED
 from skalds_streams.worker.registry import Registry, load
 from skalds_streams.worker.secrets import SecretPolicy

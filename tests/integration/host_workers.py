@@ -31,6 +31,8 @@ class Params(BaseModel):
     file: str = ""
     """Where the worker leaves a sign for the test."""
     password: str = ""
+    trouble: str = ""
+    """What `Shared` does."""
 
 
 class Base(BaseTaskWorker[Params]):
@@ -82,10 +84,12 @@ class AsyncLoop(Base):
 
     @run_main_handler
     async def loop(self) -> None:
+        print("speed", self.params.speed)
         await asyncio.Event().wait()
 
     @update_event_handler
     async def change(self, data: Params) -> None:
+        print("speed", data.speed)
         self.params = data
 
     @release_handler
@@ -370,3 +374,170 @@ class Littering(Base):
             subprocess.run(["/bin/sh", "-c", "true & true &"], check=True)
         self.sign("ready")
         time.sleep(600)
+
+
+# In hosts that they share
+
+
+class SharedLoop(AsyncLoop):
+    isolation = "shared"
+
+
+class SharedKeeper(SharedLoop):
+    """Says what it knows of itself."""
+
+    on_disconnect = "keep"
+
+    @run_main_handler
+    async def loop(self) -> None:
+        number = (self.state or {}).get("number", 0) + 1
+        await self.save({"number": number})
+        self.metric("number", number)
+        await asyncio.Event().wait()
+
+    @update_event_handler
+    async def change(self, data: Params) -> None:
+        print("epoch", self.epoch)
+
+
+class SharedOnce(Once):
+    isolation = "shared"
+
+    @run_main_handler
+    async def once(self) -> None:  # type: ignore[override]
+        threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
+
+
+class SharedCrash(Crash):
+    isolation = "shared"
+
+    @run_main_handler
+    async def crash(self) -> None:  # type: ignore[override]
+        raise ValueError("the lens {fell} off")
+
+
+class SharedTeller(Teller):
+    isolation = "shared"
+
+    @run_main_handler
+    async def tell(self) -> None:  # type: ignore[override]
+        print("told", self.params.password)
+        password = (await asyncio.to_thread(self.next.get)).password
+        print("told", password)
+        raise ValueError(f"no login with {password}")
+
+
+class SharedStuck(AsyncStuck):
+    isolation = "shared"
+
+
+class SharedSlowStart(SlowStart):
+    isolation = "shared"
+
+    async def initialize(self, data: Params) -> None:  # type: ignore[override]
+        self.params = data
+        self.sign("initializing")
+        await asyncio.sleep(600)
+
+    @run_main_handler
+    async def main(self) -> None:  # type: ignore[override]
+        self.sign("main")
+
+
+class SharedTalker(Base):
+    """Says something in every way there is."""
+
+    isolation = "shared"
+
+    @run_main_handler
+    async def talk(self) -> None:
+        print("print")
+        sys.stderr.write("stderr\n")
+        logging.getLogger().info("logging")
+        await asyncio.create_task(self.talk_on())
+        await asyncio.to_thread(print, "a thread says", self.params.password)
+        self.spawn(["echo", "a child says", self.params.password]).wait()
+        thread = threading.Thread(target=self.talk_in_a_thread)
+        thread.start()
+        await asyncio.to_thread(thread.join)
+        ctypes.CDLL(None).puts(f"from C {self.params.password}".encode())
+        self.sign("talked")
+        await asyncio.Event().wait()
+
+    async def talk_on(self) -> None:
+        print("a task")
+
+    def talk_in_a_thread(self) -> None:
+        self.logger.info("logger")
+        print("nobody's", self.params.password)
+
+
+class Shared(Base):
+    """Does what its parameters say once it has signed, for the others in its host to suffer."""
+
+    isolation = "shared"
+    release_s = 0.5
+    terminate_s = 0.5
+
+    @run_main_handler
+    async def main(self) -> None:
+        self.sign("main")
+        await getattr(self, self.params.trouble)()
+
+    async def exit(self) -> None:
+        os._exit(3)
+
+    async def leave(self) -> None:
+        self.task = asyncio.create_task(self.leave_in_a_task())
+        await asyncio.sleep(600)
+
+    async def leave_in_a_task(self) -> None:
+        sys.exit(7)
+
+    async def fault(self) -> None:
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+    async def block(self) -> None:
+        self.stay_here()
+
+    def stay_here(self) -> None:
+        time.sleep(600)
+
+    async def hold_the_gil(self) -> None:
+        sum(range(10**15))
+
+    async def be_deaf(self) -> None:
+        while True:
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(600)
+
+    async def be_deaf_once(self) -> None:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(600)
+        await asyncio.sleep(600)
+
+    async def stay_in_a_thread(self) -> None:
+        asyncio.get_running_loop().run_in_executor(None, time.sleep, 600)
+
+    async def spawn_family(self) -> None:
+        """A program that has left another in its process group."""
+        self.spawn(["/bin/sh", "-c", f"sleep 600 & echo $! >>{self.params.file}"]).wait()
+        self.child = self.spawn(["sleep", "600"])
+        self.sign(str(self.child.pid))
+        await asyncio.Event().wait()
+
+    @release_handler
+    async def release(self) -> None:
+        self.sign("released")
+
+
+class SharedWatched(SharedLoop):
+    """Says that it makes progress, as long as it can."""
+
+    stall_s = 2.0
+
+    @run_main_handler
+    async def loop(self) -> None:
+        while True:
+            self.progress()
+            await asyncio.sleep(0.05)

@@ -171,10 +171,11 @@ async def child_of(file: Path) -> int:
 # Runs and updates
 
 
-async def test_run_update_refuse_stop(tmp_path: Path) -> None:
+@pytest.mark.parametrize("class_name", ["Loop", "AsyncLoop", "SharedLoop"])
+async def test_run_update_refuse_stop(tmp_path: Path, class_name: str) -> None:
     file = tmp_path / "sign"
     async with started(logs=logs_of(tmp_path)) as pool:
-        host, events = await begin(pool, "Loop", tmp_path, speed=2, file=str(file))
+        host, events = await begin(pool, class_name, tmp_path, speed=2, file=str(file))
         assert await events.wait("running") == {"op": "running", "version": 1}
         await until(lambda: printed(tmp_path) == ["speed 2"], "main's first line")
         await host.update(2, {"speed": 5, "file": str(file)})
@@ -190,22 +191,10 @@ async def test_run_update_refuse_stop(tmp_path: Path) -> None:
         assert await host.last_lines() == printed(tmp_path) == ["speed 2", "speed 5"]
 
 
-async def test_an_async_worker_is_updated_and_stopped(tmp_path: Path) -> None:
-    file = tmp_path / "sign"
+@pytest.mark.parametrize("class_name", ["Once", "SharedOnce"])
+async def test_a_run_that_ends_by_itself(tmp_path: Path, class_name: str) -> None:
     async with started() as pool:
-        host, events = await begin(pool, "AsyncLoop", tmp_path)
-        await events.wait("running")
-        await host.update(2, {"file": str(file)})
-        await events.wait("applied")
-
-        assert await stop(host) == ExitInfo(0, "exit 0")
-
-        assert (events.ops[-1], lines(file)) == ("stopped", ["released"])
-
-
-async def test_a_run_that_ends_by_itself(tmp_path: Path) -> None:
-    async with started() as pool:
-        host, events = await begin(pool, "Once", tmp_path)
+        host, events = await begin(pool, class_name, tmp_path)
         assert await ended(host) == ExitInfo(0, "exit 0")
         assert events.ops == ["running", "finished"]
         await host.update(2, {})  # too late, and no error
@@ -237,9 +226,10 @@ async def test_all_that_a_worker_prints_is_in_its_log_whoever_prints_it(tmp_path
     assert whole.splitlines()[-1].endswith(" t1@3 == the run has ended: signal 11 (SIGSEGV)")
 
 
-async def test_an_error_is_in_the_log_and_secrets_of_an_update_are_masked(tmp_path: Path) -> None:
+@pytest.mark.parametrize("class_name", ["Teller", "SharedTeller"])
+async def test_an_error_is_in_the_log_and_secrets_of_an_update_are_masked(tmp_path: Path, class_name: str) -> None:
     async with started(logs=logs_of(tmp_path, words={"password"})) as pool:
-        host, events = await begin(pool, "Teller", tmp_path, password="canary-1")
+        host, events = await begin(pool, class_name, tmp_path, password="canary-1")
         await events.wait("running")
         await host.update(2, {"password": "canary-2"})
         await ended(host)
@@ -308,9 +298,10 @@ async def test_an_unknown_class_and_a_frame_too_large_are_errors(tmp_path: Path)
 # Ways to end
 
 
-async def test_a_crash_says_where(tmp_path: Path) -> None:
+@pytest.mark.parametrize("class_name", ["Crash", "SharedCrash"])
+async def test_a_crash_says_where(tmp_path: Path, class_name: str) -> None:
     async with started() as pool:
-        host, events = await begin(pool, "Crash", tmp_path)
+        host, events = await begin(pool, class_name, tmp_path)
         assert await ended(host) == ExitInfo(0, "exit 0")
         failed = events.seen[-1]
         assert (failed["op"], failed["retryable"], failed["error"]["message"]) == (
@@ -339,7 +330,8 @@ async def test_a_worker_that_makes_progress_is_left_alone(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("class_name", "where"), [("Stuck", "in wait_for_a_frame"), ("AsyncStuck", "in wait_for_a_page")]
+    ("class_name", "where"),
+    [("Stuck", "in wait_for_a_frame"), ("AsyncStuck", "in wait_for_a_page"), ("SharedStuck", "in wait_for_a_page")],
 )
 async def test_a_worker_that_is_stuck_says_where_and_is_stopped(tmp_path: Path, class_name: str, where: str) -> None:
     file = tmp_path / "sign"
@@ -394,20 +386,22 @@ async def test_exit_codes_and_signals_are_named(tmp_path: Path) -> None:
         assert await ended(host) == ExitInfo(9, "signal 9 (SIGKILL)")
 
 
-async def test_sigterm_from_outside_is_a_stop(tmp_path: Path) -> None:
+@pytest.mark.parametrize("class_name", ["Loop", "SharedLoop"])
+async def test_sigterm_from_outside_is_a_stop(tmp_path: Path, class_name: str) -> None:
     file = tmp_path / "sign"
     async with started() as pool:
-        host, events = await begin(pool, "Loop", tmp_path, file=str(file))
+        host, events = await begin(pool, class_name, tmp_path, file=str(file))
         await events.wait("running")
         os.kill(host.pid, signal.SIGTERM)
         assert await ended(host) == ExitInfo(0, "exit 0")
         assert (events.ops[-1], lines(file)) == ("stopped", ["released"])
 
 
-async def test_a_stop_during_initialize(tmp_path: Path) -> None:
+@pytest.mark.parametrize("class_name", ["SlowStart", "SharedSlowStart"])
+async def test_a_stop_during_initialize(tmp_path: Path, class_name: str) -> None:
     file = tmp_path / "sign"
     async with started() as pool:
-        host, events = await begin(pool, "SlowStart", tmp_path, file=str(file))
+        host, events = await begin(pool, class_name, tmp_path, file=str(file))
         await until(lambda: lines(file), "initialize")
         assert await stop(host) == ExitInfo(0, "exit 0")
         assert (events.ops, lines(file)) == (["stopped"], ["initializing", "released"])
@@ -572,10 +566,12 @@ async def test_a_killed_zygote_takes_its_hosts_down_and_comes_back(tmp_path: Pat
         assert first is not None
         host, _ = await begin(pool, "WithChild", tmp_path, file=str(file))
         child = await child_of(file)
+        shared, events = await begin(pool, "SharedLoop", tmp_path)
+        await events.wait("running")
 
         os.kill(first, signal.SIGKILL)
 
-        assert await ended(host) == ExitInfo(None, "zygote lost")
+        assert await ended(host) == await ended(shared) == ExitInfo(None, "zygote lost")
         assert not runs(host.pid)
         assert not runs(child)
         again, events = await begin(pool, "Loop", tmp_path)  # waits for the new zygote
@@ -684,7 +680,7 @@ async def other_skald(class_name: str, file: Path) -> AsyncIterator[tuple[asynci
             host = await pool.run(spec, lambda frame: None)
             while len(pool.idle_pids) < 2:
                 await asyncio.sleep(0.005)
-            print(pool.zygote_pid, host.pid, *pool.idle_pids, file=sys.stderr, flush=True)
+            print("pids:", pool.zygote_pid, host.pid, *pool.idle_pids, file=sys.stderr, flush=True)
             await asyncio.Event().wait()
 
         asyncio.run(main())
@@ -693,7 +689,9 @@ async def other_skald(class_name: str, file: Path) -> AsyncIterator[tuple[asynci
     try:
         assert skald.stderr is not None
         async with asyncio.timeout(WAIT_S):
-            pids = [int(pid) for pid in (await skald.stderr.readline()).split()]
+            while not (line := await skald.stderr.readline()).startswith(b"pids:"):
+                assert line, "what its worker prints may come before"
+            pids = [int(pid) for pid in line.split()[1:]]
         assert len(pids) == 4
         yield skald, pids
     finally:
@@ -866,10 +864,11 @@ async def test_a_worker_that_holds_the_gil_for_longer_than_its_lease_ends(tmp_pa
         assert (info.status, info.reason, info.kind) == (signal.SIGKILL, RAN_OUT, "lease")
 
 
-async def test_a_class_that_keeps_running_has_no_lease(tmp_path: Path) -> None:
+@pytest.mark.parametrize("prefix", ["", "Shared"])
+async def test_a_class_that_keeps_running_has_no_lease(tmp_path: Path, prefix: str) -> None:
     async with leased() as (pool, renewals):
-        kept, _ = await begin(pool, "Keeper", tmp_path)
-        other, _ = await begin(pool, "Loop", tmp_path)
+        kept, _ = await begin(pool, prefix + "Keeper", tmp_path)
+        other, _ = await begin(pool, prefix + "Loop", tmp_path)
         renewals.cancel()
         await ended(other)
         assert not kept.ended

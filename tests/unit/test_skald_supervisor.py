@@ -363,6 +363,29 @@ async def test_a_node_that_has_no_host_gives_the_task_back_and_that_is_no_crash(
         assert world.details[0]["elsewhere"] is True
 
 
+@pytest.mark.parametrize("word", [None, "stopped"])
+async def test_a_worker_whose_host_another_one_has_ended_has_not_crashed(tmp_path: Path, word: str | None) -> None:
+    async with supervised(tmp_path) as world:
+        world.show(row())
+        host = await world.one_host()
+        if word is not None:
+            host.say({"op": word})
+        host.ended.set_result(ExitInfo(9, "signal 9 (SIGKILL)", beside="its host ended because of task x beside it"))
+        await until(lambda: world.said)
+        assert world.said == [("Stopped", "t", 1)]
+        assert world.details[0]["steps"] == ["its host ended because of task x beside it"]
+
+
+async def test_a_lapse_is_told_by_nobody_whoever_held_the_gil(tmp_path: Path) -> None:
+    async with supervised(tmp_path) as world:
+        world.show(row())
+        host = await world.one_host()
+        world.lease._until_ms = 0
+        host.ended.set_result(ExitInfo(9, RAN_OUT, beside="its host ended because of task x beside it"))
+        await until(lambda: not tuple(world.supervisor.held))
+        assert world.said == []
+
+
 async def test_a_worker_that_ended_with_its_zygote_has_not_crashed(tmp_path: Path) -> None:
     async with supervised(tmp_path) as world:
         world.show(row())

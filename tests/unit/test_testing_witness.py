@@ -54,6 +54,15 @@ def test_an_act_of_an_older_epoch_after_one_of_a_newer() -> None:
     assert report.by_kind == {"older epoch after a newer": 1}
 
 
+def test_runs_that_share_a_process_are_judged_by_their_acts() -> None:
+    report = judged(act(0, shared=True), act(50, 2, shared=True), act(80, 3, 11), 10)
+    assert (report.by_kind, report.margin_ms) == ({}, 30), "the process of the first two may live on"
+    late = act(50, 2, shared=True, said_ns=20 * MS)
+    assert judged(act(0, shared=True, arrived_ns=30 * MS), late).by_kind == {"begun": 1}
+    assert judged(act(0, shared=True), act(50, 2, 11), act(90, 1, shared=True)).overlaps == 1
+    assert judged(act(0, shared=True), act(50, 1, 11, shared=True)).by_kind == {"two processes": 1}
+
+
 def test_two_processes_under_one_epoch() -> None:
     report = judged(act(0), 10, act(50, 1, 11))
     assert report.by_kind == {"two processes": 1}

@@ -487,3 +487,27 @@ def test_a_loop_that_ends_ends_the_worker() -> None:
         env = worker_env(kind)
         asyncio.run(env.running())
         env.abandon()
+
+
+class SharedCam(Cam):
+    """In a cluster it would share its host."""
+
+    isolation = "shared"
+
+
+async def test_a_worker_that_shares_hosts_runs_in_memory_or_alone_in_one() -> None:
+    async with worker_env(SharedCam, {"fps": 10}) as env:
+        await env.sleep(1)
+        assert not env.in_process
+        assert env.metrics["frame"] == 9 or env.metrics["frame"] == 10
+    async with worker_env(SharedCam, {"fps": 100}, process=True) as env:
+        await env.running()
+        assert isinstance(await env.update({"fps": 50}), Applied)
+        assert isinstance(await env.update({"fps": 0}), Refused)
+        await env.run_until(lambda: env.saved)
+        assert isinstance(await env.crash(), Failed)
+        await env.restart()
+        await env.run_until(lambda: "INFO worker.SharedCam: begun at" in " ".join(env.log[-1:]))
+        assert isinstance(await env.pause(), Stopped)
+        await env.restart()
+        assert isinstance(await env.cancel(), Stopped)

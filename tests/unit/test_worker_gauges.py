@@ -96,7 +96,7 @@ def test_a_process_that_the_worker_forked_sends_nothing() -> None:
     before = os.getpid()
     numbers._pid = before + 1  # as in a fork
     numbers.set("fps", 1)
-    assert numbers._thread is None
+    assert numbers._sender is None
 
 
 def test_a_frame_is_read_only_when_it_is_one() -> None:

@@ -77,6 +77,11 @@ def test_a_class_is_described_for_documents(write_module: WriteModule) -> None:
     assert (described["isolation"], described["release_s"], described["terminate_s"]) == ("process", 1.0, 2.0)
 
 
+def test_a_class_may_share_its_host(write_module: WriteModule) -> None:
+    source = GOOD.replace("def run(self)", "async def run(self)") + '    isolation = "shared"\n'
+    assert registry.load([write_module("shared", source)]).classes["Cam"].describe()["isolation"] == "shared"
+
+
 @pytest.mark.parametrize(
     "statement", ["raise RuntimeError('no camera driver')", "raise SystemExit('no camera driver')"]
 )
@@ -138,6 +143,22 @@ def test_classes_that_cannot_run_say_why(write_module: WriteModule) -> None:
         @run_main_handler
         def run(self): ...
 
+    class BadIsolation(BaseTaskWorker[P]):
+        isolation = "thread"
+        def initialize(self, data): ...
+        @run_main_handler
+        async def run(self): ...
+
+    class SharedAndBlocking(BaseTaskWorker[P]):
+        isolation = "shared"
+        def initialize(self, data): ...
+        @run_main_handler
+        def run(self): ...
+
+    class SharedWithMemory(BadIsolation):
+        isolation = "shared"
+        memory_max = "512M"
+
     class TooLittleMemory(BadMemory):
         memory_max = "64K"
 
@@ -165,6 +186,10 @@ def test_classes_that_cannot_run_say_why(write_module: WriteModule) -> None:
     assert reasons["BadMemory"] == (
         'BadMemory.memory_max is \'plenty\': it must be a number of bytes above 0, or a text like "512M" or "2G"'
     )
+    assert reasons["BadIsolation"] == 'BadIsolation.isolation is \'thread\': it must be "process" or "shared"'
+    blocking = 'SharedAndBlocking.isolation is "shared", but run (@run_main_handler) is not async: '
+    assert reasons["SharedAndBlocking"].startswith(blocking)
+    assert reasons["SharedWithMemory"].startswith('SharedWithMemory has memory_max and isolation = "shared": ')
     assert reasons["TooLittleMemory"].startswith("TooLittleMemory.memory_max is '64K': the loaded modules alone take ")
     assert "more than 65536" in reasons["TooLarge"]
 

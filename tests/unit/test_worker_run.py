@@ -1,8 +1,11 @@
-"""One run in this process: the order of the hooks, errors, stops, updates. Real processes: integration/test_hosts."""
+"""One run in this process, of either kind: the order of the hooks, errors, stops, updates. Real processes:
+integration/test_hosts.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -23,6 +26,9 @@ from skalds_streams.worker import (
 from skalds_streams.worker.frames import Frame
 from skalds_streams.worker.registry import WorkerClass, aliases_of
 from skalds_streams.worker.run import Run
+from skalds_streams.worker.secrets import SecretPolicy, Secrets
+from skalds_streams.worker.shared_run import SharedRun
+from skalds_streams.worker.steps import MARKER_BYTES, Marker, SharedLoop
 from skalds_streams.worker.stopper import STOP_SIGNAL, Stopper
 
 ANSWER_S = 10.0
@@ -38,14 +44,16 @@ class Params(BaseModel):
 
 
 class Stage:
-    """Plays runs and keeps what was called and what was sent."""
+    """Plays runs and keeps what was called and what was sent. kind: "process" or "shared"."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
         self.calls: list[Any] = []
         self.sent: list[Frame] = []
         self.answered = threading.Event()
         self.stopper = Stopper()
-        self.run: Run | None = None
+        self.run: Run | SharedRun | None = None
+        self.loop: asyncio.AbstractEventLoop | None = None
 
     def play(
         self,
@@ -63,15 +71,53 @@ class Stage:
             terminate_s=2.0,
         )
         frame = {"task_id": "t1", "epoch": 3, "attachments": attachments, "version": 1, "state": state}
-        self.run = Run(described, frame, send=self._send, stopper=self.stopper)
-        return self.run.execute()
+        if self.kind == "shared":
+            return self._play_shared(described, {**frame, "number": 1})
+        self.run = run = Run(described, frame, send=self._send, stopper=self.stopper)
+        return run.execute()
+
+    def _play_shared(self, described: WorkerClass, frame: Frame) -> Frame:
+        fd = os.memfd_create("marker")
+        os.ftruncate(fd, MARKER_BYTES)
+        marker = Marker(fd)
+        os.close(fd)
+        secrets = Secrets(SecretPolicy(), described.secret)
+
+        async def play() -> Frame:
+            self.loop = asyncio.get_running_loop()
+            ended: asyncio.Future[Frame] = self.loop.create_future()
+            self.run = run = SharedRun(described, frame, send=self._send, secrets=secrets, ring=id, output=None)
+            was_asked, self.stopper = self.stopper.requested, run._stopper
+            if was_asked:
+                run.stop()
+            run.begin(lambda _run, last: ended.set_result(last))
+            async with asyncio.timeout(10 * ANSWER_S):
+                last = await ended
+            assert not run.tasks, "nothing of it is left"
+            return last
+
+        loop = SharedLoop(marker)
+        try:
+            return loop.run_until_complete(play())
+        finally:
+            assert marker.read() == (0, 0.0)
+            loop.close()
+            marker.close()
 
     def update(self, **attachments: Any) -> None:
-        """From within main: ask, and wait for the answer."""
-        assert self.run is not None
+        """From within main, and beside the loop if it is shared: ask, and wait for the answer."""
         self.answered.clear()
-        self.run.update({"op": "update", "version": 2, "attachments": attachments})
+        self.ask(attachments)
         assert self.answered.wait(ANSWER_S)
+
+    def ask(self, attachments: dict[str, Any]) -> None:
+        """Ask for an update, from any thread."""
+        assert self.run is not None
+        frame = {"op": "update", "version": 2, "attachments": attachments}
+        if self.loop is not None:
+            self.loop.call_soon_threadsafe(self.run.update, frame)
+        else:
+            self.run.update(frame)
 
     @property
     def ops(self) -> list[str]:
@@ -83,10 +129,14 @@ class Stage:
             self.answered.set()
 
 
-@pytest.fixture
-def stage() -> Iterator[Stage]:
+only_process = pytest.mark.parametrize("stage", ["process"], indirect=True)
+"""What has no other like in a shared host: code that is not async, and signals."""
+
+
+@pytest.fixture(params=["process", "shared"])
+def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
     before = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, STOP_SIGNAL)}
-    stage = Stage()
+    stage = Stage(request.param)
     stage.stopper.install()
     yield stage
     for signum, handler in before.items():
@@ -267,6 +317,7 @@ def test_parameters_that_do_not_fit_fail_at_once(stage: Stage, attachments: dict
 # Stops
 
 
+@only_process
 @pytest.mark.parametrize(
     ("where", "calls"),
     [
@@ -284,6 +335,7 @@ def test_a_stop_interrupts_and_releases_once(stage: Stage, where: str, calls: li
     assert stage.calls == [*calls, ("release", signal.SIGTERM, None)]
 
 
+@only_process
 def test_sigterm_from_outside_is_a_stop(stage: Stage) -> None:
     assert stage.play(worker_of(stage, main=lambda _: signal.raise_signal(signal.SIGTERM))) == {"op": "stopped"}
 
@@ -346,6 +398,7 @@ def test_a_release_that_needs_arguments_gets_them_without_a_stop(stage: Stage) -
     assert stage.calls == [(0, None)]
 
 
+@only_process
 def test_a_main_that_returns_or_fails_on_a_stop_is_stopped(stage: Stage) -> None:
     def swallow(_: object) -> None:
         try:
@@ -412,7 +465,12 @@ def updating(stage: Stage, handler: Callable[[Params], None], **attachments: Any
         def change(self, data: Params) -> None:
             handler(data)
 
-    assert stage.play(Updated) == {"op": "finished"}
+    class AsyncUpdated(Updated):
+        @run_main_handler
+        async def main(self) -> None:  # type: ignore[override]
+            await asyncio.to_thread(stage.update, **attachments)
+
+    assert stage.play(Updated if stage.kind == "process" else AsyncUpdated) == {"op": "finished"}
     return stage.sent[-1]
 
 
@@ -447,7 +505,14 @@ def test_an_update_that_the_handler_refuses_leaves_main_running(stage: Stage) ->
 
 
 def test_a_worker_without_an_update_handler_refuses(stage: Stage) -> None:
-    assert stage.play(worker_of(stage, main=lambda _: stage.update(fixFrame=5))) == {"op": "finished"}
+    class Plain(BaseTaskWorker[Params]):
+        def initialize(self, data: Params) -> None: ...
+
+        @run_main_handler
+        async def main(self) -> None:
+            await asyncio.to_thread(stage.update, fixFrame=5)
+
+    assert stage.play(Plain) == {"op": "finished"}
     assert stage.sent[-1]["error"]["type"] == "NoUpdateHandler"
 
 
@@ -468,6 +533,7 @@ def test_an_async_update_handler_runs_on_the_loop_of_main(stage: Stage) -> None:
     assert (stage.calls, stage.ops) == ([True], ["running", "applied"])
 
 
+@only_process
 def test_an_async_update_handler_works_beside_a_main_that_is_not(stage: Stage) -> None:
     class Mixed(BaseTaskWorker[Params]):
         def initialize(self, data: Params) -> None: ...
@@ -487,12 +553,11 @@ def test_an_async_update_handler_works_beside_a_main_that_is_not(stage: Stage) -
 def test_updates_that_come_before_main_are_kept(stage: Stage) -> None:
     class Early(BaseTaskWorker[Params]):
         def initialize(self, data: Params) -> None:
-            assert stage.run is not None
-            stage.run.update({"op": "update", "version": 2, "attachments": {"fixFrame": 9}})
+            stage.ask({"fixFrame": 9})
 
         @run_main_handler
-        def main(self) -> None:
-            assert stage.answered.wait(ANSWER_S)
+        async def main(self) -> None:
+            assert await asyncio.to_thread(stage.answered.wait, ANSWER_S)
 
         @update_event_handler
         def change(self, data: Params) -> None:

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from skalds_streams.cli import main
 from skalds_streams.worker import BaseTaskWorker, baseclass, installed
-from tests.unit.test_worker_run import Stage, stage
+from tests.unit.test_worker_run import Stage, only_process, stage
 from tests.unit.test_worker_standalone import run
 
 __all__ = ["stage"]
@@ -36,6 +36,7 @@ def test_the_command_of_the_page_runs_its_worker(tmp_path: Path) -> None:
     assert (code, told) == (0, ["connected", *prices, "all 3 prices seen", "disconnected"])
 
 
+@only_process
 def test_its_worker_takes_and_refuses_updates_as_the_page_says(stage: Stage, feed: Any) -> None:
     class Watched(feed):  # type: ignore[misc]  # made from a text
         @baseclass.run_main_handler

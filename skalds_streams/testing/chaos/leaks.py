@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from skalds_streams.devcluster.ports import is_free
+from skalds_streams.skald.ring import HOSTS_NAME
 from skalds_streams.testing.chaos import processes
 from skalds_streams.testing.chaos.cluster import ChaosCluster
 
 OWN_DESCRIPTORS_MORE = 3
 """What the interpreter may open for itself meanwhile."""
-KNOWN_SUFFIXES = (".lock", ".log", ".log.1")
+KNOWN_SUFFIXES = (".lock", ".log", ".log.1", HOSTS_NAME, f"{HOSTS_NAME}.1")
 """Files that a node keeps in its data directory."""
 PREFIX = "skalds-chaos-"
 """Of the directories of runs."""

@@ -20,7 +20,7 @@ from aiokafka.errors import KafkaError
 
 from skalds_streams.proxy.client import log_consumer
 from skalds_streams.testing.ledger import Ledger
-from skalds_streams.testing.verifiable import NAUGHTY, Steady, SteadyAsync
+from skalds_streams.testing.verifiable import NAUGHTY, Steady, SteadyAsync, SteadyShared
 from skalds_streams.testing.witness import Sayer
 from skalds_streams.topics import Topics
 
@@ -37,7 +37,8 @@ def classes_of(count: int, dice: random.Random, only: str | None = None) -> dict
     naughty = [item.__name__ for item in NAUGHTY]
     dice.shuffle(naughty)
     chosen = naughty[: count // 2]
-    chosen += [(Steady, SteadyAsync)[number % 2].__name__ for number in range(count - len(chosen))]
+    steady = (Steady, SteadyAsync, SteadyShared)
+    chosen += [steady[number % len(steady)].__name__ for number in range(count - len(chosen))]
     return {f"task-{number:02}": name for number, name in enumerate(chosen)}
 
 

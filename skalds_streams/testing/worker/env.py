@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from skalds_streams.core.patch import merge_patch
 from skalds_streams.core.row import Row
 from skalds_streams.skald.actor import LAPSED, Actor
-from skalds_streams.skald.host import Host, RunSpec
+from skalds_streams.skald.host import Hosted, RunSpec
 from skalds_streams.skald.hosts import HostPool
 from skalds_streams.skald.reporter import Reporter
 from skalds_streams.testing.worker.clock import DRIVE_MOST_S, RealClock, VirtualClock
@@ -97,7 +97,7 @@ class WorkerEnv(Generic[WorkerT]):
         self._clock: RealClock | None = None
         self._actor: Actor | None = None
         self._task: asyncio.Task[None] | None = None
-        self._host: Host | MemoryHost | None = None
+        self._host: Hosted | MemoryHost | None = None
         self._nursery: Nursery | None = None
         self._begins_anew = False
         self._blocking: BlockingEnv[WorkerT] | None = None
@@ -197,8 +197,8 @@ class WorkerEnv(Generic[WorkerT]):
         await actor.push(replace(self._row, epoch=self.epoch))
 
         def answer() -> Applied | Refused | None:
-            given = [item for item in self.reports if isinstance(item, Applied | Refused) and item.version == version]
-            return given[0] if given else None
+            given = (item for item in self.reports if isinstance(item, Applied | Refused))
+            return next((item for item in given if item.version == version), None)
 
         await self._drive(lambda: answer() or self.is_over, None, jumps=self._waits_for_time)
         found = answer()
@@ -309,10 +309,14 @@ class WorkerEnv(Generic[WorkerT]):
             self._states,
             budgets=lambda _class: budgets,
         )
-        self._task = asyncio.get_running_loop().create_task(self._actor.run())
+        self._task = asyncio.get_running_loop().create_task(self._live(self._actor))
         self._task.add_done_callback(lambda _: self._clock.tell() if self._clock is not None else None)
 
-    async def _make_host(self, spec: RunSpec, on_event: Callable[[Frame], None]) -> Host | MemoryHost:
+    async def _live(self, actor: Actor) -> None:
+        await actor.run()
+        await (self._nursery.gone() if self._nursery is not None else asyncio.sleep(0))
+
+    async def _make_host(self, spec: RunSpec, on_event: Callable[[Frame], None]) -> Hosted | MemoryHost:
         if isinstance(self._clock, VirtualClock):
             self._host = host = MemoryHost(self._described, self._policy, spec, on_event, self._clock)
             host.begin()
@@ -363,8 +367,7 @@ class WorkerEnv(Generic[WorkerT]):
 
     def _waits_for_time(self) -> bool:
         """Whether an answer to an update can't come before time goes on."""
-        host = self._host
-        return not isinstance(host, MemoryHost) or host.run.is_beside
+        return not isinstance(self._host, MemoryHost) or self._host.run.is_beside
 
     def _let_go(self) -> None:
         if isinstance(self._host, MemoryHost):

@@ -23,10 +23,10 @@ from skalds_streams.skald.host import RunSpec
 from skalds_streams.testing.worker.clock import Killed, VirtualClock
 from skalds_streams.worker.baseclass import BaseTaskWorker
 from skalds_streams.worker.frames import Frame
-from skalds_streams.worker.host import SAVE_EVERY_S
 from skalds_streams.worker.outcome import OWN_FRAME
 from skalds_streams.worker.registry import WorkerClass
 from skalds_streams.worker.run import Run
+from skalds_streams.worker.saving import SAVE_EVERY_S
 from skalds_streams.worker.secrets import SecretPolicy, Secrets
 from skalds_streams.worker.stall import awaited
 from skalds_streams.worker.stopper import Stopper
@@ -73,7 +73,8 @@ class MemoryRun(Run):
     @property
     def metrics(self) -> dict[str, float | None]:
         """What the worker has set."""
-        return self._worker._gauges.values if self._worker is not None else {}
+        gauges = self._worker._gauges if self._worker is not None else None
+        return gauges.values if gauges is not None else {}
 
     def bury(self) -> None:
         """Close what was killed, when nobody looks any more."""
@@ -96,9 +97,9 @@ class MemoryRun(Run):
             self._runner = asyncio.Runner(loop_factory=self._clock.make_loop)
         return super()._runner_run(coroutine)
 
-    def _release(self) -> None:
+    async def _release(self) -> None:
         if not self._clock.killed:
-            super()._release()
+            await super()._release()
 
     def _log_ignored(self, where: str, error: BaseException) -> None:
         if not self._clock.killed:

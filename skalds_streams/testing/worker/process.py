@@ -20,16 +20,19 @@ import traceback
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import structlog
 
 from skalds_streams.errors import HostError
-from skalds_streams.skald.host import Host, RunSpec
+from skalds_streams.skald.host import Host, Hosted, RunSpec
+from skalds_streams.skald.logs import RunOutput
+from skalds_streams.skald.shared import SharedHost
 from skalds_streams.worker import kernel, reaper
 from skalds_streams.worker.channel import Channel
 from skalds_streams.worker.frames import Frame, send_frame
-from skalds_streams.worker.host import flush_output, host_main
+from skalds_streams.worker.host import host_main
+from skalds_streams.worker.process import flush_output
 from skalds_streams.worker.registry import Registry, WorkerClass
 from skalds_streams.worker.secrets import SecretPolicy
 from skalds_streams.worker.stall import read_dump
@@ -103,7 +106,7 @@ class Nursery:
 
     def __init__(self, described: WorkerClass, policy: SecretPolicy) -> None:
         self._registry = Registry({described.worker_type.__name__: described})
-        self._policy = policy
+        self._policy, self._is_shared = policy, described.isolation == "shared"
         self._loop = asyncio.get_running_loop()
         self._host: Host | None = None
         self._made: asyncio.Future[Host] = self._loop.create_future()
@@ -115,8 +118,8 @@ class Nursery:
         self._their_control.close()
         self._their_sock.close()
 
-    async def start(self, spec: RunSpec, on_event: Callable[[Frame], None], output: Output) -> Host:
-        """A host that runs. Raises HostError when it can't be made."""
+    async def start(self, spec: RunSpec, on_event: Callable[[Frame], None], output: Output) -> Hosted:
+        """A run in it, alone also in a host that it would share. Raises HostError when it can't be made."""
         try:
             async with asyncio.timeout(START_S):
                 self._host = host = await asyncio.shield(self._made)
@@ -125,9 +128,20 @@ class Nursery:
             if isinstance(error, TimeoutError):
                 raise HostError(f"no process for the worker in {START_S:g} s") from None
             raise
-        if not host.begin(spec, on_event, None, output):  # type: ignore[arg-type]  # an Output has what it asks for
+        begun: Hosted | None
+        taken = cast("RunOutput", output)  # it has what is asked of one
+        if self._is_shared:
+            begun = SharedHost(host, structlog.get_logger("skalds.hosts"), None, None).begin(spec, on_event, taken)
+        else:
+            begun = host if host.begin(spec, on_event, None, taken) else None
+        if begun is None:
             raise HostError("the worker's process ended before it ran anything")
-        return host
+        return begun
+
+    async def gone(self) -> None:
+        """Until the process has ended, if there is one. A shared host does so when its run is over."""
+        if self._host is not None:
+            await self._host.wait_ended()
 
     def abandon(self) -> None:
         """End it here and now, without a loop, and wait for its reaper."""
