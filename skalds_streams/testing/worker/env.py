@@ -22,16 +22,7 @@ from skalds_streams.testing.worker.clock import DRIVE_MOST_S, RealClock, Virtual
 from skalds_streams.testing.worker.memory import MemoryHost
 from skalds_streams.testing.worker.node import LogLines, Pool, ReportsTaken, SavedStates, default_policy
 from skalds_streams.testing.worker.process import Nursery, Output
-from skalds_streams.testing.worker.reports import (
-    Applied,
-    Failed,
-    Finished,
-    Refused,
-    Report,
-    Running,
-    Stopped,
-    told,
-)
+from skalds_streams.testing.worker.reports import Applied, Failed, Finished, Refused, Report, Running, Stopped, told
 from skalds_streams.worker.baseclass import MAIN, BaseTaskWorker
 from skalds_streams.worker.frames import Frame
 from skalds_streams.worker.registry import check
