@@ -141,7 +141,7 @@ async def test_a_file_and_its_edits_without_a_broker(edges: list[Edge], tmp_path
     await edge.row("goes", "Cancelled", holder=None)
     await edge.row("comes", "Finished")
     await edge.shows("tasks.yaml:10: TaskWorkers.odd.classNam: no field of a task; className is one")
-    await edge.shows("tasks.yaml:12: TaskWorkers.unknown.className: no class Idel; there is Crash, Idle, ")
+    await edge.shows("tasks.yaml:12: TaskWorkers.unknown.className: no class Idel; there is Crash, Deaf, Idle, ")
 
     edge.write(text.replace("fps: 10", "fps: 500").split("  odd:")[0])
     await edge.shows("tasks.yaml:5: TaskWorkers.stays.attachments.fps: Input should be less than or equal to 120")

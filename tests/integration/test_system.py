@@ -177,7 +177,7 @@ async def test_rows_and_runs_survive_kill_9_of_the_process_and_of_a_host(system:
     await node.ready()
     row = await system.status("t", "Running", epoch=3)
     assert (row["attempt"], row["attachments_masked"]["fps"]) == (1, 7)
-    assert trace.read_text().splitlines() == ["start 1", "start 2", "start 3"]
+    await until(lambda: trace.read_text().splitlines() == ["start 1", "start 2", "start 3"], "its main has begun")
 
 
 def _host_pid(parent: int) -> int:

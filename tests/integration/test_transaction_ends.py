@@ -265,7 +265,8 @@ async def test_a_report_of_what_a_reader_saw_before_its_writer_knew_is_decided_r
         await system.status(task_id, "Cancelled", holder=None, epoch=1)
         assert (tmp_path / task_id).read_text().splitlines() == ["start 1"], "it ran once"
     unknown = [_lines(node, "journal.outcome_unknown", partition) for partition in range(len(FATES))]
-    assert [len(lines) for lines in unknown] == [int(fate == "lost") for fate in FATES]
+    # After a cut the client library asks for the commit once more: the first request could still be on its way.
+    assert [len(lines) for lines in unknown] == [int(fate in ("cut", "lost")) for fate in FATES]
     assert await node.stop() == 0
 
 
