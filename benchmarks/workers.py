@@ -40,6 +40,7 @@ from benchmarks.bench_workers import VARIABLE
 from benchmarks.worker_control import RESTARTS, beside_a_crash_loop, cancels_at_once, pauses
 from skalds_streams.devcluster import DevCluster
 from skalds_streams.devcluster.ports import HOST, free_port
+from skalds_streams.testing.chaos.clock import Clock
 from skalds_streams.testing.chaos.cluster import SOURCE, Node
 from skalds_streams.testing.chaos.link import Link
 from skalds_streams.topics import Topics
@@ -329,7 +330,7 @@ async def run(directory: Path, times: int, burst: int, console: Console) -> dict
         "SKALDS_WORKERS": "benchmarks.bench_workers",
         VARIABLE: str(directory / "told.sock"),
     }
-    node = Node("bench", directory, link, environment)
+    node = Node("bench", directory, link, Clock(directory / "clock", None), environment)
     try:
         with listening(directory / "told.sock") as told:
             node.start()
