@@ -49,6 +49,16 @@ class Web(web_driver.Web):  # type: ignore[misc]  # faust has no types
     production_blueprints = ()
     debug_blueprints = ()
 
+    async def start_server(self) -> None:
+        """Raises ConfigError where the address can't be had."""
+        try:
+            await super().start_server()
+        except OSError as error:
+            where = f"{self.app.conf.web_bind}:{self.app.conf.web_port}"
+            raise ConfigError(
+                f"no page at {where} (SKALDS_WEB_BIND, SKALDS_WEB_PORT): {error.strerror or error}"
+            ) from None
+
 
 class SkaldBoot(faust.App.BootStrategy):  # type: ignore[misc]  # faust has no types
     """Faust's services without consumer, producer, agents and tables: a skald is in no group, an edge has no Kafka."""

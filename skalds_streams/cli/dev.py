@@ -7,6 +7,7 @@ that keeps dying ends the command.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import select
 import shutil
@@ -31,6 +32,7 @@ from skalds_streams.devcluster.ports import choose_port
 from skalds_streams.errors import SkaldsError
 
 POLL_S = 0.2
+EXAMPLES = "examples.workers"
 TRY = (
     "ps",
     "update camera fps=5",
@@ -48,6 +50,7 @@ class Interrupted(BaseException):
 
 @click.command(
     epilog="Example: skalds-streams dev --port 7000   (Ctrl-C stops everything)\n\n"
+    "Workers of your own, in the folder of their module: SKALDS_WORKERS=my_workers skalds-streams dev\n\n"
     "KAFKA_HOST or REDIS_HOST set: that one is used instead of an embedded one."
 )
 @click.option(
@@ -77,7 +80,7 @@ def dev(data_dir: Path, port: int, brokers: str, examples: bool) -> None:
             signal.signal(number, _interrupt)
     terminal = _own_the_terminal()
     try:
-        _run(console, terminal, data_dir.resolve(), port, int(brokers), examples)
+        _run(console, terminal, data_dir.resolve(), port, int(brokers), examples and _are_examples_here())
     except Interrupted:
         _say(console, "Stopped.")
     except (SkaldsError, WorkerDied) as error:
@@ -98,7 +101,8 @@ def _run(console: Console, terminal: _Terminal, data_dir: Path, port: int, broke
             cluster = _cluster(given, data_dir, brokers, shown)
             cluster.start()
             shown.phase("Skald")
-            worker = DevWorker(data_dir, _environment(given, cluster, data_dir, _page_port(console, port)))
+            environment = _environment(given, cluster, data_dir, _page_port(console, port), examples=examples)
+            worker = DevWorker(data_dir, environment)
             worker.start()
             worker.wait_ready()
             if examples:
@@ -117,6 +121,14 @@ def _run(console: Console, terminal: _Terminal, data_dir: Path, port: int, broke
             worker.stop()
         if cluster is not None:
             cluster.stop()
+
+
+def _are_examples_here() -> bool:
+    """They are in the source tree, not in the package that is installed from an index."""
+    try:
+        return importlib.util.find_spec(EXAMPLES) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def _cluster(given: Mapping[str, str], data_dir: Path, brokers: int, shown: _Shown) -> DevCluster:
@@ -225,7 +237,10 @@ def _given() -> dict[str, str]:
     return {**from_file, **os.environ}
 
 
-def _environment(given: Mapping[str, str], cluster: DevCluster, data_dir: Path, port: int) -> dict[str, str]:
+def _environment(
+    given: Mapping[str, str], cluster: DevCluster, data_dir: Path, port: int, *, examples: bool
+) -> dict[str, str]:
+    """examples: load them beside the modules that are given."""
     ours = {
         "SKALDS_WEB_PORT": str(port),
         "SKALDS_DATA_DIR": str(data_dir / "skald"),
@@ -241,8 +256,11 @@ def _environment(given: Mapping[str, str], cluster: DevCluster, data_dir: Path, 
     if not given.get("REDIS_HOST"):
         ours |= {"REDIS_HOST": cluster.redis_host, "REDIS_PORT": str(cluster.redis_port)}
     copies = str(max(1, len(cluster.brokers)))
-    defaults = {"SKALD_ID": "skald-1", "SKALDS_WORKERS": "examples.workers", "KAFKA_REPLICATION_FACTOR": copies}
-    return {**defaults, **given, **ours}
+    modules = [name for name in given.get("SKALDS_WORKERS", "").split(",") if name]
+    if (examples or not modules) and _are_examples_here() and EXAMPLES not in modules:
+        modules.insert(0, EXAMPLES)
+    ours["SKALDS_WORKERS"] = ",".join(modules)
+    return {"SKALD_ID": "skald-1", "KAFKA_REPLICATION_FACTOR": copies, **given, **ours}
 
 
 def _greet(console: Console, worker: DevWorker) -> None:

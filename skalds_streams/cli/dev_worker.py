@@ -96,7 +96,7 @@ class DevWorker:
         self._deaths = [at for at in self._deaths if now - at < DEATHS_WITHIN_S] + [now]
         if len(self._deaths) >= DEATHS_MOST:
             raise WorkerDied(f"the worker ended {DEATHS_MOST} times within {DEATHS_WITHIN_S:g} s:\n{self._tail()}")
-        console.print(f"The worker ended with {_ending(self._process.returncode)}: starting it again.")
+        console.print(f"The node ended with {_ending(self._process.returncode)}: starting it again.")
         time.sleep(AGAIN_S)
         self.start()
 

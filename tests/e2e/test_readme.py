@@ -152,7 +152,7 @@ def test_a_killed_faust_process_is_started_again_and_the_tasks_run_again(
     is_running(page, "counter")
     before = epoch(page, "counter")
     faust_of(terminal).send_signal(signal.SIGKILL)
-    terminal.wait_for(r"The worker ended with signal 9 \(SIGKILL\): starting it again", SOON_MS / 1000)
+    terminal.wait_for(r"The node ended with signal 9 \(SIGKILL\): starting it again", SOON_MS / 1000)
     expect(page.locator("#live-text")).to_have_text("Not live", timeout=SOON_MS)
     picture("5 connection lost")
     expect(page.locator("#live-text")).to_have_text("Live", timeout=RECOVERY_MS)
