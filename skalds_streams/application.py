@@ -55,9 +55,9 @@ class Web(web_driver.Web):  # type: ignore[misc]  # faust has no types
             await super().start_server()
         except OSError as error:
             where = f"{self.app.conf.web_bind}:{self.app.conf.web_port}"
-            raise ConfigError(
-                f"no page at {where} (SKALDS_WEB_BIND, SKALDS_WEB_PORT): {error.strerror or error}"
-            ) from None
+            trouble = ConfigError(f"no page at {where} (SKALDS_WEB_BIND, SKALDS_WEB_PORT): {error.strerror or error}")
+            _complain(trouble)
+            raise trouble from None
 
 
 class SkaldBoot(faust.App.BootStrategy):  # type: ignore[misc]  # faust has no types
