@@ -36,12 +36,22 @@ from skalds_streams.cli.rows import (
 )
 from skalds_streams.core.control import CANCEL
 from skalds_streams.core.placement import EXPECTED_BACK
-from skalds_streams.core.row import Cause, Row
+from skalds_streams.core.row import Row
 from skalds_streams.errors import SkaldsError
 from skalds_streams.projections.masking import error_reason, error_text, masked_doc, text_cleaner
 from skalds_streams.replay.reader import open_reader
 from skalds_streams.replay.recording import Entry
-from skalds_streams.web.words import WANTED, cause_words, controls_told, policy_words, situation, waiting_reasons
+from skalds_streams.web.words import (
+    WANTED,
+    cause_words,
+    controls_told,
+    note_words,
+    outcome_words,
+    policy_words,
+    situation,
+    waiting_reasons,
+    why_words,
+)
 
 HISTORY_MOST = 20
 
@@ -155,9 +165,9 @@ def facts(row: Row, table: Table, words: frozenset[str], now: int) -> Iterator[t
     if row.attempt:
         yield "crashes", tries_words(row, now)
     yield from _times(row)
-    yield "last change", f"{when(row.updated_at_ms)}, revision {row.revision}: {one_line(cause_words(row.why, clean))}"
-    if row.note:
-        yield "note", one_line(clean(row.note))
+    yield "last change", f"{when(row.updated_at_ms)}, revision {row.revision}: {one_line(cause_words(row, clean))}"
+    if note := note_words(row, clean):
+        yield "note", one_line(note)
 
 
 def _times(row: Row) -> Iterator[tuple[str, str]]:
@@ -227,13 +237,7 @@ def _print_history(console: Console, history: Sequence[Entry], clean: Any) -> No
             text(row.status.value, STATUS_STYLES[row.status]),
             text(one_line(row.holder.skald_id if row.holder else "–")),
             text(row.epoch),
-            text(why_words(row.why, clean)),
-            text(one_line(clean(row.note) or "")),
+            text(one_line(why_words(row, clean))),
+            text(one_line(outcome_words(row, clean))),
         )
     console.print(table)
-
-
-def why_words(why: Cause, clean: Any) -> str:
-    """ "Cancel task.cancel/3@17: street closed"."""
-    reason = f": {clean(why.reason)}" if why.reason else ""
-    return one_line(f"{why.kind} {why.topic}/{why.partition}@{why.offset}{reason}")

@@ -13,7 +13,7 @@ from skalds_streams.core.control import CANCEL, PAUSE
 from skalds_streams.core.membership import Member
 from skalds_streams.core.options import DEFAULT, ClassOptions, of_class
 from skalds_streams.core.placement import BY_CLASS, EXPECTED_BACK
-from skalds_streams.core.row import Cause, Control, Release, Row, Status, Wanted
+from skalds_streams.core.row import Control, Release, Row, Status, Wanted
 from skalds_streams.projections.masking import error_text
 
 Clean = Callable[[Any], Any]
@@ -217,12 +217,54 @@ def place_words(topic: str, partition: int, offset: int) -> str:
     return f"{topic}/{partition}@{offset}"
 
 
-def cause_words(cause: Cause, clean: Clean) -> str:
-    """ "assign from task.assign, partition 3, offset 17: reason"."""
+def cause_words(row: Row, clean: Clean) -> str:
+    """ "Pause from task.assign, partition 3, offset 17: reason"; without the reason where `note_words` has it."""
+    cause = row.why
     if not cause.topic:
         return "not known"
-    reason = f": {clean(cause.reason)}" if cause.reason else ""
-    return f"{cause.kind} from {cause.topic}, partition {cause.partition}, offset {cause.offset}{reason}"
+    return f"{action_words(row)} from {cause.topic}, partition {cause.partition}, offset {cause.offset}" + _reason(
+        row, clean
+    )
+
+
+def why_words(row: Row, clean: Clean) -> str:
+    """The same in short: "Pause task.assign/3@17: reason"."""
+    cause = row.why
+    return f"{action_words(row)} {place_words(cause.topic, cause.partition, cause.offset)}{_reason(row, clean)}"
+
+
+def action_words(row: Row) -> str:
+    """What the row's cause asked for or said: "Pause", "Resume" and "Restart" are assign events, too."""
+    place = (row.why.topic, row.why.partition, row.why.offset)
+    asked = next((name for name, control in row.controls.items() if control.place == place), None)
+    return asked.capitalize() if asked is not None else row.why.kind
+
+
+def note_words(row: Row, clean: Clean) -> str:
+    """The row's note, or the reason of its cause when that says the same and more; "" for none."""
+    note, reason = row.note or "", row.why.reason or ""
+    return str(clean(reason if note in reason else note)) if note else ""
+
+
+def outcome_words(row: Row, clean: Clean) -> str:
+    """What became of the row's cause: what was refused or what it failed with, and the note; "" for nothing."""
+    return "; ".join(said for said in (_failure(row, clean), note_words(row, clean)) if said)
+
+
+def _failure(row: Row, clean: Clean) -> str:
+    if row.why.kind == "Failed":
+        return error_text(clean(row.error))
+    if row.why.kind != "Refused" or row.refused is None:
+        return ""
+    error = clean(row.refused.get("error"))
+    told = error_text(error) if isinstance(error, dict) else str(error or "no reason given")
+    return f"version {row.refused.get('version')}: {told}"
+
+
+def _reason(row: Row, clean: Clean) -> str:
+    reason, note = row.why.reason, row.note
+    is_in_note = reason and note and (reason in note or note in reason)
+    return f": {clean(reason)}" if reason and not is_in_note else ""
 
 
 def not_ready(readiness: Mapping[str, bool]) -> list[str]:

@@ -114,7 +114,7 @@ def test_the_printed_commands_do_what_they_say_live_on_the_page(
     assert [task_id for task_id in EXAMPLES if task_id not in listed] == []
     assert "applied" in run(update)
     expect(cell(page, "camera", "Parameters")).to_contain_text('"fps":5', timeout=SOON_MS)
-    expect(cell(page, "camera", "Last update")).to_contain_text("applied v2", timeout=SOON_MS)
+    expect(cell(page, "camera", "Applied")).to_contain_text("applied v2", timeout=SOON_MS)
     described = run(describe)
     assert "Running" in described
     assert "secret" not in described

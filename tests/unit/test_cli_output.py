@@ -270,6 +270,38 @@ def test_describe_tells_what_became_of_each_command() -> None:
     assert "SIGTERM after 5 s, SIGKILL after 2 s\n" in text, "the budgets that it used up"
 
 
+def test_the_history_names_actions_and_what_was_refused() -> None:
+    world = camera()
+    world.command(TOPICS.update, "cam-1", attachments={"fps": -1}, merge=True)
+    refusal = {"type": "ValueError", "message": "-1 for hunter2", "field": "fps"}
+    world.report("cam-1", "Refused", version=2, error=refusal)
+    for action in ("pause", "resume", "restart"):
+        world.command(TOPICS.assign, "cam-1", action=action)
+        world.report("cam-1", "Stopped", steps=["SIGTERM after 5 s"] if action == "restart" else [])
+    lines = described(world).partition("last changes")[2].splitlines()
+    for part in (
+        r"Refused skald\.report/\S+ +version 2: ValueError: -1 for \*\*\* \(field fps\)$",
+        r"Pause task\.assign/\S+$",
+        r"Resume task\.assign/\S+$",
+        r"Restart task\.assign/\S+$",
+        r"Stopped skald\.report/\S+ +SIGTERM after 5 s$",
+    ):
+        assert [line for line in lines if re.search(part, line.rstrip())], (part, lines)
+
+
+def test_a_reason_that_is_the_note_is_told_once() -> None:
+    held_up = "task cam-2 beside it held up the event loop of its host"
+    for reason, steps in ((held_up, [held_up]), (held_up + " for 3 s", [held_up]), (held_up, [held_up, "SIGKILL"])):
+        world = camera()
+        world.report("cam-1", "Stopped", reason=reason, steps=steps)
+        text = described(world)
+        history = text.partition("last changes")[2]
+        assert history.count(held_up) == 1, history
+        assert text.count(held_up) == 2, "and once in the present state"
+    world.report("cam-1", "Stopped", reason="drained")
+    assert ": drained\n" in re.sub(" +\n", "\n", described(world))
+
+
 def test_describe_tells_to_what_a_command_has_lost() -> None:
     world = World()
     world.command(TOPICS.cancel, "cam-1")

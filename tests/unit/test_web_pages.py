@@ -144,6 +144,34 @@ async def test_the_page_of_a_task_tells_what_became_of_each_command() -> None:
     assert "Cancel asked" in old, "a row of a version without controls"
 
 
+async def test_the_page_of_a_task_says_why_it_is_so() -> None:
+    world = World()
+    refused = {"version": 2, "at_ms": 1, "error": {"type": "V", "message": "too fast", "field": "fps"}}
+    held_up = "a task beside it held up its host"
+    paused = {"pause": Control("task.assign", 2, 20, NOW_MS - 3_000)}
+    world.put(
+        running("cam", controls=paused, why=Cause("Assign", "task.assign", 2, 20, NOW_MS - 3_000, "lunch")),
+        running("upd", attachments_version=2, refused=refused, why=Cause("Refused", "skald.report", 5, 2, NOW_MS)),
+        running("shared", why=Cause("Stopped", "skald.report", 5, 3, NOW_MS, held_up + " for 3 s"), note=held_up),
+    )
+    async with world.client() as client:
+        cam, upd, shared = [await page_of(client, f"/tasks/{task_id}") for task_id in ("cam", "upd", "shared")]
+    assert "Pause from task.assign, partition 2, offset 20: lunch" in cam
+    assert "Cancel asked" not in cam, "nobody asked for one"
+    assert '<dt>Note</dt><dd class="break">version 2: V: too fast (field fps)</dd>' in upd
+    assert "Stopped from skald.report, partition 5, offset 3</dd>" in shared
+    assert f'<dt>Note</dt><dd class="break">{held_up} for 3 s</dd>' in shared
+
+
+async def test_parameters_may_break_between_each_other_only() -> None:
+    world = World()
+    world.put(running("cam", attachments={"fps": 30, "recording_enabled": True, "name": 'a,"b'}))
+    async with world.client() as client:
+        page = await page_of(client, "/")
+    code = re.findall("<code>(.*?)</code>", page)[0].replace("&#34;", '"')
+    assert code == '{"fps":30,<wbr>"recording_enabled":true,<wbr>"name":"a,\\"b"}'
+
+
 async def test_the_page_of_a_task_says_what_its_class_decides() -> None:
     world = World()
     world.beat("s1", "i1", state="up", classes={"Cam": "h"}, options={"Cam": {"requires": {"gpu": "yes"}, "weight": 2}})

@@ -19,7 +19,8 @@ export function relative(ms) {
   return ms > now() ? `in ${text}` : `${text} ago`;
 }
 
-const local = (ms) => new Date(ms).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "medium" });
+const CLOCK = { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23", timeZoneName: "short" };
+const local = (ms) => new Date(ms).toLocaleString(undefined, { year: "numeric", month: "short", day: "numeric", ...CLOCK });
 
 function showTime(node) {
   const ms = Number(node.dataset.ms);
@@ -71,7 +72,7 @@ function showLive(isLive, since) {
   document.getElementById("live-text").textContent = isLive ? "Live" : "Not live";
   const lost = document.getElementById("lost");
   lost.hidden = isLive;
-  lost.textContent = isLive ? "" : `Connection lost. You see what was known at ${since.toLocaleTimeString()}; trying again.`;
+  lost.textContent = isLive ? "" : `Connection lost. You see what was known at ${since.toLocaleTimeString(undefined, CLOCK)}; trying again.`;
 }
 
 // Opens the stream and opens it again for ever. handlers: event name → function of the document.

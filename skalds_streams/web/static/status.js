@@ -24,6 +24,9 @@ function badge(text, kind) {
   return make("span", { class: `badge ${kind}` }, dot(), text);
 }
 
+// The parameters with places to break the line between them, not in their names.
+const pairs = (text) => text.split(/(?<=,)(?=")/).flatMap((part, at) => (at ? [make("wbr"), part] : [part]));
+
 function updateCell(task) {
   if (!task.update_state) return [faint("none")];
   const time = task.update_at_ms ? [" · ", when(task.update_at_ms)] : [];
@@ -37,7 +40,7 @@ function fill(row, task) {
   className.textContent = task.class_name ?? "not known";
   status.replaceChildren(badge(task.status, task.status.toLowerCase()), ...(isLooping(task) ? [" ", badge("Crash looping", "looping")] : []));
   skald.replaceChildren(task.skald ?? faint("nobody"), ...(task.epoch ? [" ", make("span", { class: "faint nowrap" }, `epoch ${task.epoch}`)] : []));
-  parameters.replaceChildren(task.parameters ? make("code", {}, task.parameters) : faint("none"));
+  parameters.replaceChildren(task.parameters ? make("code", {}, ...pairs(task.parameters)) : faint("none"));
   update.replaceChildren(...updateCell(task));
   situation.className = `tone ${task.tone}`;
   situation.replaceChildren(task.situation, ...(task.situation_at_ms ? [" ", when(task.situation_at_ms)] : []));
@@ -53,7 +56,7 @@ function rowOf(task) {
     const link = make("a", { href: task.href }, task.task_id);
     row = make(
       "tr", { "data-id": task.task_id }, make("th", { scope: "row", "data-label": "Task" }, link),
-      ...["Class", "Status", "Skald", "Parameters", "Last update", "Situation", "Since"].map(cell),
+      ...["Class", "Status", "Skald", "Parameters", "Applied", "Situation", "Since"].map(cell),
     );
   }
   fill(row, task);
@@ -134,7 +137,7 @@ function skaldRow(skald) {
     make(
       "th", { scope: "row", "data-label": "Skald" }, skald.skald_id, skald.is_this ? " " : "", skald.is_this ? make("span", { class: "tag" }, "this node") : "",
       skald.role === "both" ? "" : " ", skald.role === "both" ? "" : make("span", { class: "tag" }, skald.role),
-      " ", make("span", { class: "faint mono", title: `incarnation ${skald.incarnation}` }, skald.incarnation.slice(0, 8)),
+      " ", make("span", { class: "faint nowrap", title: `incarnation ${skald.incarnation}` }, "incarnation ", make("span", { class: "mono" }, skald.incarnation.slice(0, 8))),
     ),
     cell("State", badge(skald.state, `state-${skald.state}`), skald.settings_differ ? make("span", { class: "why bad" }, "other settings than this node") : ""),
     cell("Load", make("span", { class: "load" }, meter, ` ${skald.load} / ${skald.capacity}`)),
