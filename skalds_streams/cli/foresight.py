@@ -21,7 +21,7 @@ Asked = tuple[str, str | None, bool]
 
 
 BEATS_MOST = 20_000
-"""Heartbeats that are read, at most half a second's work: of 100 skalds those of six minutes. Each tells its classes
+"""Heartbeats that are read, about half a second of work: of 100 skalds those of six minutes. Each tells its classes
 every 30 s."""
 
 
