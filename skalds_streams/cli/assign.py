@@ -34,6 +34,7 @@ from skalds_streams.cli.outcome import settle_pause, settle_run
     type=click.Choice(["restart", "pause", "resume", "move"]),
     help="restart or move the run, pause (stop, keep everything) or resume.",
 )
+@click.option("--force", is_flag=True, help="Also when it stops a run for a class that no skald has now.")
 @wait_options
 @command_options
 def assign(
@@ -47,13 +48,14 @@ def assign(
     priority: int | None,
     reason: str | None,
     action: str | None,
+    force: bool,
     wait_s: float,
 ) -> None:
     """Start a task, or bring one that runs in line with what is given; nothing restarts unless --action says so.
 
     A VALUE that is JSON is taken as JSON, anything else as text; a.b=1 nests. ID alone assigns a task that is known
     already. By default it waits until the task runs; exit code 1 when it was refused, failed, or does not run in
-    time.
+    time. A class that no skald has is refused for a task that runs another one, unless --force is given.
 
     \b
     Examples:
@@ -72,6 +74,9 @@ def assign(
             new_event(name, tasks=[by_id[name]] if docs else None, recipient=recipient, reason=reason, action=action),
             settle,
             by_id.get(name, {}).get("attachments"),
+            by_id.get(name, {}).get("className"),
+            force,
+            action or "",
         )
         for name in ids
     ]

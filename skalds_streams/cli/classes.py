@@ -19,6 +19,7 @@ from rich.table import Table as RichTable
 from skalds_streams.cli.kafka import Cluster, connect, read_members
 from skalds_streams.cli.options import Options, command_options, run
 from skalds_streams.cli.output import BAD, QUIET, err, harmless, one_line, out, print_json, text
+from skalds_streams.cli.rows import who_has_what
 from skalds_streams.core.membership import Member, Members
 from skalds_streams.core.options import ClassOptions
 from skalds_streams.errors import SkaldsError
@@ -138,8 +139,7 @@ async def _described(cluster: Cluster, members: Members, name: str) -> dict[str,
     """The description by the first node that gives one. Raises SkaldsError."""
     holders = [member for member in members if name in member.classes]
     if not holders:
-        known = ", ".join(doc["name"] for doc in class_docs(members)) or "none"
-        raise SkaldsError(f"no living skald runs a class {harmless(name)!r}; there are: {harmless(known)}")
+        raise SkaldsError(harmless(f"no living skald runs a class {name!r}; {who_has_what(members, name)}"))
     run_by = next(doc["run_by"] for doc in class_docs(members) if doc["name"] == name)
     answer, skald_id = await ask(holders, members, name, cluster.settings.web_token.get_secret_value())
     return {**answer, "described_by": skald_id, "run_by": run_by}

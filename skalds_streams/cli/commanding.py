@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import click
 
+from skalds_streams.cli.foresight import foresee, warn
 from skalds_streams.cli.kafka import Cluster, Follower, Sent, connect, entry_of, following, send
 from skalds_streams.cli.options import Options
 from skalds_streams.cli.outcome import Outcome, Settle, Tracker
@@ -22,6 +23,8 @@ from skalds_streams.model.record import Record
 from skalds_streams.projections.masking import text_cleaner
 
 WAIT_S = 10.0
+PATIENCE_S = 1.0
+"""A worker that has not applied its parameters by then is worth a line."""
 INITIATOR = "skalds-streams"
 
 
@@ -29,7 +32,8 @@ INITIATOR = "skalds-streams"
 class Command:
     """One event for one task.
 
-    `topic`: field of `Topics`; `parameters`: those in it, to be masked in what is said of it.
+    `topic`: field of `Topics`; `parameters`: those in it, to be masked in what is said of it; `class_name`: the one
+    that its document names, `is_forced`: whether it may be one that no skald has; `noun`: what people call the event.
     """
 
     task_id: str
@@ -37,6 +41,9 @@ class Command:
     event: TaskEvent
     settle: Settle
     parameters: Any = field(default=None)
+    class_name: str | None = None
+    is_forced: bool = False
+    noun: str = ""
 
 
 def wait_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -62,14 +69,18 @@ def new_event(task_id: str, **fields: Any) -> TaskEvent:
 async def carry_out(options: Options, commands: Sequence[Command], wait_s: float) -> bool:
     """Send all of them, follow them for `wait_s`, print what happens. Returns whether all went well.
 
-    Raises WireError for a command that no coordinator would accept; then nothing is sent.
+    Raises WireError for a command that no coordinator would accept, SkaldsError for one that would stop a run for a
+    class that nobody has; then nothing is sent.
     """
     topics = sorted({command.topic for command in commands})
     cluster = await connect(options.settings, *topics, *(("history", "deadletter") if wait_s else ()))
     events = [_checked(cluster, command) for command in commands]
+    warnings = await foresee(cluster, [(item.task_id, item.class_name, item.is_forced) for item in commands])
+    for warning in warnings.values():
+        warn(warning)
     if not wait_s:
         sent = await send(cluster, events)
-        _say_sent(options, commands, sent)
+        _say_sent(options, commands, sent, warnings)
         return True
     numbers = sorted({partition_of(command.task_id, cluster.topics.partitions) for command in commands})
     places = [(topic, number) for topic in (cluster.topics.history, cluster.topics.deadletter) for number in numbers]
@@ -80,7 +91,11 @@ async def carry_out(options: Options, commands: Sequence[Command], wait_s: float
             for command, place in zip(commands, sent, strict=True)
         ]
         await _follow(options, cluster, follower, trackers, wait_s)
-    return _say_outcomes(options, trackers)
+    for command, tracker in zip(commands, trackers, strict=True):
+        if tracker.is_of_unknown and tracker.outcome is not None and tracker.outcome.ok:
+            told = f"{one_line(command.task_id)} is not known here; the {command.noun or command.topic}"
+            warnings[command.task_id] = warn(f"{told} is kept for when it is assigned")
+    return _say_outcomes(options, trackers, warnings)
 
 
 def _checked(cluster: Cluster, command: Command) -> tuple[str, str, bytes]:
@@ -105,22 +120,28 @@ async def _follow(
     options: Options, cluster: Cluster, follower: Follower, trackers: Sequence[Tracker], wait_s: float
 ) -> None:
     by_key: dict[bytes, Tracker] = {tracker.task_id.encode(): tracker for tracker in trackers}
-    until_s = time.monotonic() + wait_s
-    async for record in follower.records(until_s):
-        tracker = by_key.get(record.key or b"")
-        if tracker is not None and record.topic == cluster.topics.deadletter:
-            tracker.see_deadletter(record)
-        elif tracker is not None and (entry := entry_of(record, tracker.task_id)) is not None:
-            line = tracker.see(entry)
-            if line is not None and not options.json:
-                out().print(text(f"{tracker.task_id}: {line}"))
-        if all(tracker.outcome is not None for tracker in trackers):
-            break
+    start_s = time.monotonic()
+
+    def say(tracker: Tracker, line: str | None) -> None:
+        if line is not None and not options.json:
+            out().print(text(f"{tracker.task_id}: {line}"))
+
+    for end_s in (min(PATIENCE_S, wait_s), wait_s):
+        async for record in follower.records(start_s + end_s):
+            tracker = by_key.get(record.key or b"")
+            if tracker is not None and record.topic == cluster.topics.deadletter:
+                tracker.see_deadletter(record)
+            elif tracker is not None and (entry := entry_of(record, tracker.task_id)) is not None:
+                say(tracker, tracker.see(entry))
+            if all(tracker.outcome is not None for tracker in trackers):
+                return
+        for tracker in trackers:
+            say(tracker, tracker.lose_patience())
     for tracker in trackers:
         tracker.give_up(wait_s)
 
 
-def _say_sent(options: Options, commands: Sequence[Command], sent: Sequence[Sent]) -> None:
+def _say_sent(options: Options, commands: Sequence[Command], sent: Sequence[Sent], warnings: Mapping[str, str]) -> None:
     if options.json:
         docs = [
             {
@@ -129,6 +150,7 @@ def _say_sent(options: Options, commands: Sequence[Command], sent: Sequence[Sent
                 "result": "sent",
                 "reason": "",
                 "took_ms": None,
+                "warning": warnings.get(command.task_id),
                 "sent": place.to_doc(),
                 "row": None,
             }
@@ -140,7 +162,7 @@ def _say_sent(options: Options, commands: Sequence[Command], sent: Sequence[Sent
         out().print(text(f"{command.task_id}: sent, {place}"))
 
 
-def _say_outcomes(options: Options, trackers: Sequence[Tracker]) -> bool:
+def _say_outcomes(options: Options, trackers: Sequence[Tracker], warnings: Mapping[str, str]) -> bool:
     outcomes = [(tracker, tracker.outcome or Outcome(False, "unknown")) for tracker in trackers]
     ok = all(outcome.ok for _, outcome in outcomes)
     if options.json:
@@ -151,6 +173,7 @@ def _say_outcomes(options: Options, trackers: Sequence[Tracker]) -> bool:
                 "result": outcome.word,
                 "reason": outcome.reason,
                 "took_ms": outcome.took_ms,
+                "warning": warnings.get(tracker.task_id),
                 "sent": tracker.sent.to_doc(),
                 "row": tracker.row_doc(),
             }

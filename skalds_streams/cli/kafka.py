@@ -93,27 +93,36 @@ class Table:
 
 async def read_table(cluster: Cluster, reader: LogReader, task_id: str | None = None) -> Table:
     """Read changelog and heartbeats once, to their ends; of one task only its partition."""
+    rows, problems = await read_rows(cluster, reader, None if task_id is None else [task_id])
+    members, more = await read_members(cluster, reader)
+    return Table(rows, members, problems + more)
+
+
+async def read_rows(
+    cluster: Cluster, reader: LogReader, task_ids: Collection[str] | None
+) -> tuple[Mapping[str, Row], list[str]]:
+    """(rows by id, the records that could not be understood, in words); None: of all tasks."""
     topics = cluster.topics
     partitions: Collection[int] = range(topics.partitions)
-    if task_id is not None:
-        partitions = [partition_of(task_id, topics.partitions)]
-    table, state = Table(), ChangelogState()
+    if task_ids is not None:
+        partitions = {partition_of(task_id, topics.partitions) for task_id in task_ids}
+    problems, state = list[str](), ChangelogState()
     async for records in reader.read(await reader.whole(topics.changelog, partitions)):
         for record in records:
             try:
                 state.apply(record.partition, record.key, record.value)
             except SkaldsError as error:
-                table.problems.append(f"{record.where}: {error}")
-    table.members, problems = await read_members(cluster, reader)
-    table.problems += problems
-    table.rows = {key: row for key, row in state.rows.items() if task_id in (None, key)}
-    return table
+                problems.append(f"{record.where}: {error}")
+    return {key: row for key, row in state.rows.items() if task_ids is None or key in task_ids}, problems
 
 
-async def read_members(cluster: Cluster, reader: LogReader) -> tuple[Members, list[str]]:
-    """(who is there, the heartbeats that could not be understood, in words)."""
+async def read_members(cluster: Cluster, reader: LogReader, most: int | None = None) -> tuple[Members, list[str]]:
+    """(who is there, the heartbeats that could not be understood, in words). most: only so many, the last ones."""
     members, problems = Members(cluster.settings.hold_beats), list[str]()
-    async for records in reader.read(await reader.whole(cluster.topics.heartbeat, [0])):
+    ranges = await reader.whole(cluster.topics.heartbeat, [0])
+    if most is not None:
+        ranges = {place: (max(begin, end - most), end) for place, (begin, end) in ranges.items()}
+    async for records in reader.read(ranges):
         for record in records:
             try:
                 members.apply(orjson.loads(record.value or b""), record.offset, record.timestamp_ms)

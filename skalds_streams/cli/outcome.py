@@ -48,7 +48,8 @@ class Tracker:
         self._place = (sent.topic, sent.partition, sent.offset)
         self._settle, self._clean = settle, clean
         self._asked: Row | None = None
-        self._said = ""
+        self._said = self._held_back = ""
+        self._is_patient = True
 
     def see(self, entry: Entry) -> str | None:
         """Take the next history record of the task. Returns a line for people when there is news."""
@@ -65,10 +66,24 @@ class Tracker:
             self.outcome = replace(outcome, reason=self._clean(outcome.reason), took_ms=self._took_ms(row))
             return None
         line = status_line(row, self._clean)
-        if line == self._said:
+        self._held_back = line if self._is_patient and _not_applied_yet(row, self._clean) else ""
+        return self._news(line) if not self._held_back else None
+
+    def lose_patience(self) -> str | None:
+        """From now on say also that a worker has not applied its parameters yet. The line that was held back."""
+        self._is_patient = False
+        return self._news(self._held_back) if self.outcome is None else None
+
+    def _news(self, line: str) -> str | None:
+        if line in ("", self._said):
             return None
         self._said = line
         return line
+
+    @property
+    def is_of_unknown(self) -> bool:
+        """Whether the event found no task: nobody has ever said what it is, so it is kept for when somebody does."""
+        return self._asked is not None and self._asked.class_name is None
 
     def _took_ms(self, row: Row) -> int | None:
         return next((item.took_ms for item in row.controls.values() if item.place == self._place), None)
@@ -97,10 +112,15 @@ class Tracker:
 
 def status_line(row: Row, clean: Clean) -> str:
     """Status and what it waits for: "Assigning: No skald can take it: a: full 8/8"."""
-    told = situation(row, clean).text
-    if not told and row.holder is not None and update_state(row) == "pending":
-        told = f"{row.holder.skald_id} has not applied version {row.attachments_version} yet"
+    told = situation(row, clean).text or _not_applied_yet(row, clean)
     return f"{row.status.value}: {told}" if told else row.status.value
+
+
+def _not_applied_yet(row: Row, clean: Clean) -> str:
+    """That, when there is nothing else to say; else ""."""
+    if row.holder is None or update_state(row) != "pending" or situation(row, clean).text:
+        return ""
+    return f"{row.holder.skald_id} has not applied version {row.attachments_version} yet"
 
 
 def _superseded(asked: Row, row: Row) -> Outcome | None:

@@ -78,11 +78,13 @@ def status_text(status: Status, suffix: str = "") -> Text:
 
 
 def when(at_ms: int) -> str:
-    """A moment in local time with ms, "–" for never."""
+    """A moment in local time with ms and its offset from UTC, Z for none; "–" for never."""
     if not at_ms:
         return "–"
     at = datetime.fromtimestamp(at_ms / 1000, tz=UTC).astimezone()
-    return f"{at:%Y-%m-%d %H:%M:%S}.{at_ms % 1000:03d}"
+    hours, minutes = f"{at:%z}"[:3], f"{at:%z}"[3:5]
+    zone = f"{hours}:{minutes}" if at.utcoffset() else "Z"
+    return f"{at:%Y-%m-%d %H:%M:%S}.{at_ms % 1000:03d}{zone}"
 
 
 def duration(milliseconds: int) -> str:

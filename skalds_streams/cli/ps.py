@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from rich.table import Table as RichTable
 
 from skalds_streams.cli.kafka import Cluster, Table, connect, read_table
 from skalds_streams.cli.options import Options, command_options, run
-from skalds_streams.cli.output import BAD, QUIET, err, now_ms, one_line, out, print_json, status_text, text
+from skalds_streams.cli.output import BAD, QUIET, duration, err, now_ms, one_line, out, print_json, status_text, text
 from skalds_streams.cli.rows import (
     age_words,
     applied_words,
@@ -26,15 +26,18 @@ from skalds_streams.cli.rows import (
 )
 from skalds_streams.core.membership import Member, Members
 from skalds_streams.core.row import Row, Status
+from skalds_streams.projections.masking import text_cleaner
 from skalds_streams.replay.reader import open_reader
 from skalds_streams.view.cluster import ClusterView
 from skalds_streams.web.documents import is_crash_looping
-from skalds_streams.web.words import update_state
+from skalds_streams.web.words import situation, update_state
 
 PAUSE_S = 0.25
 """Shortest time between two pictures of `--watch`."""
 REDRAW_S = 1.0
 """Longest: ages go on."""
+REASONS_MOST = 20
+"""Tasks of which the picture says why they wait."""
 COLUMNS = ("ID", "CLASS", "STATUS", "SKALD", "EPOCH", "CRASHES", "PARAMETERS", "APPLIED", "AGE")
 
 
@@ -74,7 +77,7 @@ def ps(
     """List the tasks. Secrets in parameters are masked.
 
     APPLIED is the version of the parameters that the worker has taken. AGE counts since the task runs, else since its
-    last change.
+    last change. Below the table is why each task waits that nobody can take.
 
     \b
     Examples:
@@ -152,7 +155,7 @@ def as_doc(rows: Sequence[Row], members: Members, words: frozenset[str], now: in
 
 
 def picture(rows: Sequence[Row], members: Members, words: frozenset[str], now: int) -> RenderableType:
-    """The table, and a line on who is there."""
+    """The table, why tasks wait, and a line on who is there."""
     table = RichTable(box=None, pad_edge=False, header_style="bold")
     for name in COLUMNS:
         table.add_column(
@@ -160,7 +163,20 @@ def picture(rows: Sequence[Row], members: Members, words: frozenset[str], now: i
         )
     for row in rows:
         table.add_row(*_cells(row, members, words, now))
-    return Group(table, text(summary(rows, members), QUIET))
+    return Group(table, *_reasons(rows, members, words, now), text(summary(rows, members), QUIET))
+
+
+def _reasons(rows: Sequence[Row], members: Members, words: frozenset[str], now: int) -> Iterator[RenderableType]:
+    """Why each task waits that nobody holds, one line each, cut to the terminal: a column would have no room."""
+    waiting = [row for row in rows if row.is_waiting]
+    for row in waiting[:REASONS_MOST]:
+        told = situation(row, text_cleaner(row, words, members.secret_paths(row.class_name)))
+        after = f" in {duration(told.at_ms - now)}" if told.at_ms else ""
+        line = text(one_line(f"{row.task_id} waits: {told.text}{after}"), BAD if told.tone == "bad" else QUIET)
+        line.no_wrap, line.overflow = True, "ellipsis"
+        yield line
+    if len(waiting) > REASONS_MOST:
+        yield text(f"{len(waiting) - REASONS_MOST} more wait; `skalds-streams describe ID` says why", QUIET)
 
 
 def _cells(row: Row, members: Members, words: frozenset[str], now: int) -> list[RenderableType]:

@@ -8,9 +8,10 @@ from typing import Any
 from skalds_streams.cli.output import duration, one_line
 from skalds_streams.core.control import CANCEL, PAUSE, RESTART
 from skalds_streams.core.membership import Members
+from skalds_streams.core.placement import is_not_loadable
 from skalds_streams.core.row import Release, Row, Wanted
 from skalds_streams.projections.masking import masked_parameters
-from skalds_streams.web.documents import compact_json, is_crash_looping, since_ms, task_doc
+from skalds_streams.web.documents import class_docs, compact_json, is_crash_looping, since_ms, task_doc
 from skalds_streams.web.words import crashes, update_state
 
 PARAMETERS_MOST = 60
@@ -89,3 +90,11 @@ def parameters_words(row: Row, words: frozenset[str], paths: Collection[str] = (
 def age_words(row: Row, now_ms: int) -> str:
     """How long the row has been as it is."""
     return duration(now_ms - since_ms(row))
+
+
+def who_has_what(members: Members, name: str) -> str:
+    """What helps who asked for a class that nobody has: where it is broken, and the classes there are."""
+    known = ", ".join(doc["name"] for doc in class_docs(members)) or "none"
+    broken = sorted(member.skald_id for member in members if is_not_loadable(name, member))
+    where = f"it is not loadable on {', '.join(broken)}, whose status page says why; " if broken else ""
+    return f"{where}there are: {known}"

@@ -122,7 +122,8 @@ def refusal(row: Row, member: Member, used: int, *, silent: bool) -> str | None:
     if member.state != "up" and not (kept and member.state == "draining"):
         return member.state
     if row.class_name not in member.classes:
-        return f"no class {row.class_name}"
+        broken = is_not_loadable(row.class_name, member)
+        return f"class {row.class_name} is not loadable there" if broken else f"no class {row.class_name}"
     options = member.options_of(row.class_name)
     needed = options.requires if row.requires is None else row.requires
     missing = [f"{name}={value}" for name, value in sorted(needed.items()) if member.labels.get(name) != value]
@@ -134,6 +135,11 @@ def refusal(row: Row, member: Member, used: int, *, silent: bool) -> str | None:
     if silent:
         return "silent"
     return None
+
+
+def is_not_loadable(class_name: str | None, member: Member) -> bool:
+    """Whether the member says so of the class, which it names with its module."""
+    return any(name.rpartition(".")[2] == class_name for name in member.not_loadable)
 
 
 def units_at(row: Row, member: Member) -> int:

@@ -236,7 +236,7 @@ class EdgeRuntime:
 
     def _refusal(self, row: Row, task: FileTask) -> str | None:
         reason = (row.waiting or {}).get(row.recipient or "", "")
-        if reason.startswith("no class"):
+        if reason.startswith(("no class", "class")):
             there = ", ".join(sorted(self._catalogue.classes)) if self._catalogue is not None else ""
             text = f"{reason}; there is {there or 'none'}"
             return str(Problem(self._source.name, task.line_of("className"), row.task_id, "className", text))

@@ -256,7 +256,8 @@ async def test_assign_update_cancel_and_what_is_shown_of_them(system: System) ->
     assert system.view.rows["cam-1"].attachments == {"fps": 10, "password": "hunter2"}
 
     said = await system.call("update", "cam-1", "fps=-1")
-    assert (said.code, said.out.splitlines()) == (1, ["cam-1: Running: s1 has not applied version 3 yet"])
+    assert said.code == 1
+    assert said.out in ("", "cam-1: Running: s1 has not applied version 3 yet\n")  # said after a second only
     assert said.err == ("Error: cam-1: parameters refused: ValueError: fps must be positive; the former ones stay\n")
 
     said = await system.call("ps")
@@ -288,10 +289,31 @@ async def test_assign_says_why_nobody_can_take_it(system: System) -> None:
     said = await system.call("assign", "odd-1", "--class", "Unknown", "--wait", "2")
     assert said.code == 1
     assert said.out == "odd-1: Assigning: No skald can take it: s1: no class Unknown\n"
-    assert said.err == ("Error: odd-1: not done within 2 s: Assigning: No skald can take it: s1: no class Unknown\n")
+    assert said.err.splitlines() == [
+        "warning: odd-1: no skald has class Unknown now: it will wait",
+        "Error: odd-1: not done within 2 s: Assigning: No skald can take it: s1: no class Unknown",
+    ]
     doc = (await system.call("ps", "--status", "Assigning", "-o", "json")).doc
     assert [(task["task_id"], task["waiting"]) for task in doc["tasks"]] == [("odd-1", {"s1": "no class Unknown"})]
     assert [skald["skald_id"] for skald in doc["skalds"]] == ["s1"]
+
+
+async def test_what_is_mistyped_stops_nothing_and_is_said(system: System) -> None:
+    assert (await system.call("assign", "cam-1", "--class", "Cam")).code == 0
+    before = await system.offsets()
+    said = await system.call("assign", "cam-1", "--class", "Nope", "--no-wait")
+    assert (said.code, said.out) == (1, "")
+    assert said.err == (
+        "Error: task cam-1: no skald has class Nope, so this would only stop its Cam; --force sends it all the same;"
+        " there are: Broken, Cam\n"
+    )
+    assert await system.offsets() == before
+    said = await system.call("assign", "cam-1", "--class", "Nope", "--force", "--no-wait", "-o", "json")
+    assert (said.code, said.doc["tasks"][0]["warning"]) == (0, "cam-1: no skald has class Nope now: it will wait")
+
+    said = await system.call("cancel", "nosuch")
+    assert (said.code, said.out.split(",")[0]) == (0, "nosuch: cancelled")
+    assert said.err == "warning: nosuch is not known here; the cancel is kept for when it is assigned\n"
 
 
 async def test_assign_a_file_and_a_failure(system: System, tmp_path: Path) -> None:

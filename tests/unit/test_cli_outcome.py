@@ -160,8 +160,38 @@ def test_an_update_is_applied_refused_or_kept() -> None:
 def test_an_update_of_an_unknown_task_is_kept() -> None:
     world = World()
     world.command(TOPICS.update, "cam-1", attachments={"fps": 10})
-    outcome = Told(world, TOPICS.update, settle_update).go_on()
-    assert outcome == Outcome(True, "kept", "Created: kept as version 1 for the next start")
+    told = Told(world, TOPICS.update, settle_update)
+    assert told.go_on() == Outcome(True, "kept", "Created: kept as version 1 for the next start")
+    assert told.tracker.is_of_unknown
+
+
+@pytest.mark.parametrize(
+    ("topic", "fields", "settle"),
+    [(TOPICS.cancel, {}, settle_cancel), (TOPICS.assign, {"action": "pause"}, settle_pause)],
+)
+def test_a_command_tells_whether_the_task_was_known(topic: str, fields: dict[str, Any], settle: Settle) -> None:
+    for world, is_of_unknown in ((World(), True), (running(), False)):
+        for _ in range(2):
+            world.command(topic, "cam-1", **fields)
+            told = Told(world, topic, settle)
+            told.go_on()
+            assert told.tracker.is_of_unknown is is_of_unknown
+
+
+def test_that_an_update_is_not_applied_yet_is_said_only_after_a_while() -> None:
+    world = running()
+    world.command(TOPICS.update, "cam-1", attachments={"fps": 10}, merge=True)
+    told = Told(world, TOPICS.update, settle_update)
+    assert (told.go_on(), told.lines) == (None, [])
+    assert told.tracker.lose_patience() == "Running: a has not applied version 2 yet"
+    assert told.tracker.lose_patience() is None
+    world.report("cam-1", "Applied", version=2)
+    assert told.go_on() == Outcome(True, "applied", "version 2 applied by a (epoch 1)")
+
+    world.command(TOPICS.update, "cam-1", attachments={"fps": 5}, merge=True)
+    told = Told(world, TOPICS.update, settle_update)
+    assert told.tracker.lose_patience() is None
+    assert (told.go_on(), told.lines) == (None, ["Running: a has not applied version 3 yet"])
 
 
 def test_a_cancel_is_done_when_the_worker_has_ended() -> None:

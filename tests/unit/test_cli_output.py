@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import replace
 from io import StringIO
 from typing import Any
@@ -22,7 +23,7 @@ from skalds_streams.settings import Settings
 from tests.unit.test_replay_timeline import TOPICS, World, change_history, lived
 
 WORDS = frozenset({"password"})
-TIME = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}"
+TIME = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}(?:Z|[+-]\d\d:\d\d)"
 
 
 def shown(item: RenderableType) -> str:
@@ -70,7 +71,24 @@ def test_texts_from_elsewhere_are_harmless() -> None:
     assert value_words(None) == "–"
     assert value_words({"a": [1]}) == '{"a":[1]}'
     assert when(0) == "–"
-    assert when(1_795_528_037_269).endswith(".269")
+    assert re.fullmatch(rf"{TIME}", when(1_795_528_037_269))
+
+
+@pytest.mark.parametrize(
+    ("zone", "words"),
+    [
+        ("UTC0", "2026-11-24 13:47:17.269Z"),
+        ("XXX-5:30", "2026-11-24 19:17:17.269+05:30"),
+        ("XXX+3", "2026-11-24 10:47:17.269-03:00"),
+    ],
+)
+def test_a_moment_tells_its_zone(zone: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", zone)
+        time.tzset()
+        told = when(1_795_528_037_269)
+    time.tzset()
+    assert told == words
 
 
 @pytest.mark.parametrize(
@@ -153,9 +171,31 @@ def test_ps_shows_each_task_on_one_line() -> None:
         "5s",
     ]
     assert lines[2].split()[:5] == ["cam-2", "Cam", "Assigning", "–", "0"]
-    assert lines[3] == "2 tasks, 1 running; skalds: a up 0/8"
+    assert lines[3] == "cam-2 waits: No skald can take it: nowhere: recipient is not here"
+    assert lines[4] == "2 tasks, 1 running; skalds: a up 0/8"
     assert "hunter2" not in text
     assert "pass1" not in text
+
+
+def test_ps_cuts_why_a_task_waits_to_the_terminal_and_masks_it() -> None:
+    world = camera()
+    world.report("cam-1", "Failed", error={"type": "E", "message": "no hunter2 " + "x" * 200})
+    rows = list(world.state.rows.values())
+    now = rows[0].retry_at_ms - 3_000
+    console = Console(file=StringIO(), width=60, highlight=False)
+    console.print(ps.picture(rows, world.members, WORDS, now))
+    file: Any = console.file
+    (line,) = [line for line in file.getvalue().splitlines() if " waits: " in line]
+    assert line.startswith("cam-1 waits: E: no *** xxx")
+    assert (len(line), line[-1]) == (60, "…")
+    assert " Next try in 3s" in shown(ps.picture(rows, world.members, WORDS, now))
+
+
+def test_ps_says_of_so_many_tasks_why_they_wait() -> None:
+    rows = [Row(f"t{n}", status=Status.ASSIGNING, wanted=Wanted.RUN) for n in range(25)]
+    lines = shown(ps.picture(rows, World().members, WORDS, 0)).splitlines()
+    assert sum(" waits: " in line for line in lines) == 20
+    assert lines[-2].startswith("5 more wait;")
 
 
 def test_ps_marks_a_holder_that_is_gone() -> None:

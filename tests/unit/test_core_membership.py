@@ -73,12 +73,16 @@ def test_reasons_are_told_per_skald() -> None:
     up(members, "b", 1, classes={})
     up(members, "c", 2, labels={"gpu": "no"})
     up(members, "d", 3, state="draining")
+    up(members, "e", 4, classes={}, not_loadable=["shop.Other", "shop.Cam"])
+    up(members, "f", 5, classes={}, not_loadable=["shop.WebCam", "shop"])
     choice = choose(waiting_row(requires={"gpu": "yes"}), members, Load())
     assert choice.waiting == {
         "a": "lacks label gpu=yes",
         "b": "no class Cam",
         "c": "lacks label gpu=yes",
         "d": "draining",
+        "e": "class Cam is not loadable there",
+        "f": "no class Cam",
     }
     assert choose(waiting_row(), Members(), Load()).waiting == {"*": "no skald is here"}
     assert choose(waiting_row(recipient="z"), Members(), Load()).waiting == {"z": "recipient is not here"}
