@@ -184,13 +184,9 @@ def _described(row: Row, spec: events.TaskSpec, at_ms: int) -> Row:
 
 
 def _parameters(row: Row, attachments: dict[str, Any], at_ms: int) -> dict[str, Any]:
-    was_refused = row.refused is not None and row.refused["version"] == row.attachments_version
-    if attachments == row.attachments and not was_refused:
+    if attachments == row.attachments:
         return {"update_at_ms": at_ms}
-    # After a refusal what runs is said again under a version of its own: the refused one would stay refused for ever.
     changes = {"attachments": attachments, "attachments_version": row.attachments_version + 1, "update_at_ms": at_ms}
-    if was_refused:
-        changes["refused"] = None
     return changes if row.holder is None else {**changes, "unanswered": kept_for_a_refusal(row)}
 
 

@@ -146,8 +146,7 @@ class Row:
     applied_version: int = 0
     applied_at_ms: int = 0
     refused: Json | None = None
-    """The last refused update: {"version", "at_ms", "error"}; gone when a later one is applied, or parameters
-    are given anew that the row has since."""
+    """The last refused update: {"version", "at_ms", "error"}; gone when a later one is applied."""
     assign_at_ms: int = 0
     cancel_at_ms: int = 0
     update_at_ms: int = 0

@@ -243,23 +243,6 @@ def test_a_refused_update_leaves_the_parameters_that_run_for_the_next_run_too() 
     assert row.attachments == {"fps": 30}
 
 
-@pytest.mark.parametrize("is_cancelled", [True, False])
-def test_what_runs_said_again_after_a_refused_update_is_not_refused(is_cancelled: bool) -> None:
-    row = run(running(), (events.Update("t", cause(7_000), attachments={"fps": 0}), context(8_000)))
-    row = run(row, (report(events.Refused, row, version=2), context(8_100)))
-    if is_cancelled:
-        row = run(
-            row, (events.Cancel("t", cause(8_200)), context(8_200)), (report(events.Stopped, row), context(8_300))
-        )
-    row = run(row, (events.Update("t", cause(9_000), attachments={"fps": 30}), context(9_000)))
-    assert (row.attachments, row.attachments_version, row.refused) == ({"fps": 30}, 3, None)
-    if not is_cancelled:
-        row = run(row, (report(events.Applied, row, version=3), context(9_100)))
-        assert (row.applied_version, row.unanswered) == (3, {})
-    row = run(row, (events.Update("t", cause(9_200), attachments={"fps": 30}), context(9_200)))
-    assert row.attachments_version == 3, "nothing was refused since"
-
-
 def test_of_two_updates_under_way_a_refused_second_brings_back_the_applied_first() -> None:
     row = run(
         running(),
