@@ -11,9 +11,7 @@ after the port answered again the last of them acted again. By the acts that the
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +19,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks.failover import acting, until_all_run
+from benchmarks.failover import acting, in_a_directory, until_all_run
 from skalds_streams.settings import LEASE_MS
 from skalds_streams.testing.chaos.cluster import ChaosCluster, Node
 from skalds_streams.testing.chaos.faults import in_thread
@@ -118,9 +116,7 @@ async def measure(directory: Path, seconds: Sequence[float], ways: Sequence[str]
 @click.option("--tasks", type=int, default=12, show_default=True)
 def main(seconds: Sequence[float], ways: Sequence[str], lease_ms: int, tasks: int) -> None:
     """Measure, and print one line a fault."""
-    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
-    with tempfile.TemporaryDirectory() as directory:
-        asyncio.run(measure(Path(directory), seconds, ways, lease_ms, tasks))
+    in_a_directory(lambda directory: measure(directory, seconds, ways, lease_ms, tasks))
 
 
 if __name__ == "__main__":

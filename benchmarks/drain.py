@@ -8,17 +8,15 @@ One line a drain: for how long a task did not act, by the acts that the witness 
 from __future__ import annotations
 
 import asyncio
-import logging
 import statistics
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
-from benchmarks.failover import acting, until_all_run
+from benchmarks.failover import acting, in_a_directory, until_all_run
 from skalds_streams.settings import LEASE_MS
 from skalds_streams.testing.chaos.cluster import ChaosCluster
 
@@ -41,9 +39,11 @@ async def command(cluster: ChaosCluster, *args: str) -> None:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", CODE, *args),
         env={**cluster.environment, "KAFKA_HOST": host, "KAFKA_PORT": port},
-        stdout=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
     )
-    assert await process.wait() == 0, args
+    said, _ = await process.communicate()
+    assert process.returncode == 0, f"{args}: {said.decode()}"
 
 
 async def drain(cluster: ChaosCluster, node: str, tasks: int) -> Drain:
@@ -83,9 +83,7 @@ async def measure(directory: Path, *, times: int, lease_ms: int, tasks: int) -> 
 @click.option("--tasks", type=int, default=30, show_default=True)
 def main(times: int, lease_ms: int, tasks: int) -> None:
     """Measure, and print one line a drain."""
-    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
-    with tempfile.TemporaryDirectory() as directory:
-        asyncio.run(measure(Path(directory), times=times, lease_ms=lease_ms, tasks=tasks))
+    in_a_directory(lambda directory: measure(directory, times=times, lease_ms=lease_ms, tasks=tasks))
 
 
 if __name__ == "__main__":

@@ -13,9 +13,10 @@ import signal
 import statistics
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -111,15 +112,20 @@ async def measure(directory: Path, *, times: int, lease_ms: int, tasks: int) -> 
     return kills
 
 
+def in_a_directory(measure: Callable[[Path], Coroutine[Any, Any, object]]) -> None:
+    """Run it, in a directory of its own; what the client library says of brokers that are away is left out."""
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+    with tempfile.TemporaryDirectory() as directory:
+        asyncio.run(measure(Path(directory)))
+
+
 @click.command()
 @click.option("--times", type=int, default=5)
 @click.option("--lease-ms", type=int, default=LEASE_MS)
 @click.option("--tasks", type=int, default=12)
 def main(times: int, lease_ms: int, tasks: int) -> None:
     """Measure, and print one line a kill."""
-    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
-    with tempfile.TemporaryDirectory() as directory:
-        asyncio.run(measure(Path(directory), times=times, lease_ms=lease_ms, tasks=tasks))
+    in_a_directory(lambda directory: measure(directory, times=times, lease_ms=lease_ms, tasks=tasks))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ that keeps dying ends the command.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import select
 import shutil
@@ -15,6 +14,7 @@ import signal
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
+from importlib.machinery import PathFinder
 from pathlib import Path
 from types import FrameType
 
@@ -80,7 +80,7 @@ def dev(data_dir: Path, port: int, brokers: str, examples: bool) -> None:
             signal.signal(number, _interrupt)
     terminal = _own_the_terminal()
     try:
-        _run(console, terminal, data_dir.resolve(), port, int(brokers), examples and _are_examples_here())
+        _run(console, terminal, data_dir.resolve(), port, int(brokers), examples)
     except Interrupted:
         _say(console, "Stopped.")
     except (SkaldsError, WorkerDied) as error:
@@ -93,6 +93,7 @@ def dev(data_dir: Path, port: int, brokers: str, examples: bool) -> None:
 def _run(console: Console, terminal: _Terminal, data_dir: Path, port: int, brokers: int, examples: bool) -> None:
     data_dir.mkdir(parents=True, exist_ok=True)
     given = _given()
+    modules = _modules(given, examples=examples)
     cluster: DevCluster | None = None
     worker: DevWorker | None = None
     try:
@@ -101,11 +102,11 @@ def _run(console: Console, terminal: _Terminal, data_dir: Path, port: int, broke
             cluster = _cluster(given, data_dir, brokers, shown)
             cluster.start()
             shown.phase("Skald")
-            environment = _environment(given, cluster, data_dir, _page_port(console, port), examples=examples)
-            worker = DevWorker(data_dir, environment)
+            environment = _environment(given, cluster, data_dir, _page_port(console, port))
+            worker = DevWorker(data_dir, {**environment, "SKALDS_WORKERS": ",".join(modules)})
             worker.start()
             worker.wait_ready()
-            if examples:
+            if examples and EXAMPLES in modules:
                 shown.phase("Example tasks")
                 assign_examples(worker)
         for moved in cluster.moved_ports:
@@ -123,12 +124,15 @@ def _run(console: Console, terminal: _Terminal, data_dir: Path, port: int, broke
             cluster.stop()
 
 
-def _are_examples_here() -> bool:
-    """They are in the source tree, not in the package that is installed from an index."""
-    try:
-        return importlib.util.find_spec(EXAMPLES) is not None
-    except ModuleNotFoundError:
-        return False
+def _modules(given: Mapping[str, str], *, examples: bool) -> list[str]:
+    """Those with worker classes: what is given, and the examples beside it when they are wanted or nothing is given.
+
+    They are in the source tree, not in the package that is installed from an index.
+    """
+    modules = [name.strip() for name in given.get("SKALDS_WORKERS", "").split(",") if name.strip()]
+    wanted = EXAMPLES not in modules and (examples or not modules)
+    here = PathFinder.find_spec("examples", [os.getcwd(), *sys.path]) is not None
+    return [EXAMPLES, *modules] if wanted and here else modules
 
 
 def _cluster(given: Mapping[str, str], data_dir: Path, brokers: int, shown: _Shown) -> DevCluster:
@@ -237,10 +241,7 @@ def _given() -> dict[str, str]:
     return {**from_file, **os.environ}
 
 
-def _environment(
-    given: Mapping[str, str], cluster: DevCluster, data_dir: Path, port: int, *, examples: bool
-) -> dict[str, str]:
-    """examples: load them beside the modules that are given."""
+def _environment(given: Mapping[str, str], cluster: DevCluster, data_dir: Path, port: int) -> dict[str, str]:
     ours = {
         "SKALDS_WEB_PORT": str(port),
         "SKALDS_DATA_DIR": str(data_dir / "skald"),
@@ -256,10 +257,6 @@ def _environment(
     if not given.get("REDIS_HOST"):
         ours |= {"REDIS_HOST": cluster.redis_host, "REDIS_PORT": str(cluster.redis_port)}
     copies = str(max(1, len(cluster.brokers)))
-    modules = [name for name in given.get("SKALDS_WORKERS", "").split(",") if name]
-    if (examples or not modules) and _are_examples_here() and EXAMPLES not in modules:
-        modules.insert(0, EXAMPLES)
-    ours["SKALDS_WORKERS"] = ",".join(modules)
     return {"SKALD_ID": "skald-1", "KAFKA_REPLICATION_FACTOR": copies, **given, **ours}
 
 

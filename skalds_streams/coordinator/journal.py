@@ -293,19 +293,22 @@ class Journal:
         before = asyncio.get_running_loop().time() - silent_s
         return [topic for topic, at in self._heard_at.items() if at <= before]
 
+    def next_offset(self, topic: str) -> int:
+        """Offset of the first record of an input that is not applied yet."""
+        return self.positions.offsets.get(topic, -1) + 1
+
     def lacks(self, topic: str, end: int) -> bool:
         """Whether there may be records before offset `end` that are not applied."""
-        return end > max(self.positions.offsets.get(topic, -1) + 1, self._empty_to.get(topic, 0))
+        return end > max(self.next_offset(topic), self._empty_to.get(topic, 0))
 
     async def recover(self, topic: str, end: int) -> None:
         """Read what is in an input before offset `end` and was not delivered, and take it as if it had been.
 
         Raises KafkaError of the client library, TimeoutError, OSError.
         """
-        begin = self.positions.offsets.get(topic, -1) + 1
         if not self.lacks(topic, end):
             return
-        found = await self._fetch(topic, begin, end)
+        found = await self._fetch(topic, self.next_offset(topic), end)
         if not found:  # said only of all that is after the position: what waits in the queue is not applied yet
             self._empty_to[topic] = end
         while found:

@@ -163,7 +163,7 @@ class Journals:
         journal = self._journals.get(partition)
         if journal is None or not journal.opened.is_set():
             return None
-        return journal.positions.offsets.get(topic, -1) + 1
+        return journal.next_offset(topic)
 
     def end_offset(self, partition: int) -> int | None:
         """Offset after the last record of the changelog as it was when the journal opened;

@@ -158,7 +158,7 @@ class PartitionLog:
             )
 
     async def _check_inputs(self, positions: Positions) -> None:
-        ends = await self.input_ends(positions.offsets)
+        ends = await self._input_ends(positions.offsets)
         for topic, applied in positions.offsets.items():
             if ends[topic] <= applied:
                 raise TopicRecreatedError(
@@ -179,7 +179,7 @@ class PartitionLog:
         finally:
             await consumer.stop()
 
-    async def input_ends(self, topics: Iterable[str]) -> dict[str, int]:
+    async def _input_ends(self, topics: Iterable[str]) -> dict[str, int]:
         """Offset after the last record of this partition in each topic."""
         tps = [TopicPartition(topic, self.partition) for topic in topics]
         if not tps:
