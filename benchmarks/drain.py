@@ -53,6 +53,7 @@ async def drain(cluster: ChaosCluster, node: str, tasks: int) -> Drain:
     ended_ns = time.monotonic_ns()
     await until_all_run(cluster, tasks, ended_ns)
     await command(cluster, "undrain", node)
+    await asyncio.sleep(cluster.lease_s / 5)  # two beats: until its own heartbeats do not say "draining" any more
     return Drain(node, begun_ns, ended_ns)
 
 
